@@ -1,0 +1,166 @@
+"""Safe, strict loading of weights; folders of ``config.json`` and ``model.safetensors``."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from .errors import WeightsError
+from .files import write_bytes_whole, write_json_whole
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+C = TypeVar("C")
+
+
+def read_config_json(folder: str | Path) -> dict[str, Any]:
+    """Read ``folder/config.json``.
+
+    Raises:
+        WeightsError: the file is missing, not JSON, not an object, or of another format version.
+    """
+    path = Path(folder) / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: not found. A model folder holds {CONFIG_FILE} and {WEIGHTS_FILE}.") from error
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: not readable as JSON ({error}). Fetch or copy the folder again.") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT_VERSION:
+        found = config.get("format") if isinstance(config, dict) else type(config).__name__
+        raise WeightsError(f"{path}: expected an object with format {FORMAT_VERSION}, found {found!r}.")
+    return config
+
+
+def config_from_dict(cls: type[C], values: dict[str, Any], where: str) -> C:
+    """Build the dataclass ``cls`` from ``values``; lists become tuples, nested objects nested dataclasses.
+
+    Args:
+        cls: a dataclass type with plain, tuple or dataclass fields.
+        values: what the file says; keys may be left out where the dataclass has a default.
+        where: what to call the source in an error.
+
+    Raises:
+        WeightsError: an unknown key (the nearest known one is named), a missing key, or a value of a wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1, 0)
+            raise WeightsError(f"{where}: unknown key {key!r}. Did you mean {near[0]!r}?" if near else f"{where}: unknown key {key!r}.")
+    built = {key: _as_type(hints[key], value, f"{where}: {key}") for key, value in values.items()}
+    try:
+        return cls(**built)
+    except TypeError as error:
+        raise WeightsError(f"{where}: {error}.") from error
+
+
+def _as_type(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise WeightsError(f"{where}: expected an object, found {value!r}.")
+        return config_from_dict(hint, value, where)
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise WeightsError(f"{where}: expected a list, found {value!r}.")
+        return tuple(value)
+    if origin is typing.Literal:
+        if value not in typing.get_args(hint):
+            raise WeightsError(f"{where}: expected one of {typing.get_args(hint)}, found {value!r}.")
+        return value
+    kinds = typing.get_args(hint) if origin in (typing.Union, types.UnionType) else (hint,)
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    plain = tuple(k for k in kinds if isinstance(k, type))
+    if plain and (not isinstance(value, plain) or (isinstance(value, bool) and bool not in kinds)):
+        raise WeightsError(f"{where}: expected {' or '.join(k.__name__ for k in plain)}, found {value!r}.")
+    return value
+
+
+def read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """Map a safetensors file into memory: {key: tensor}, nothing is copied until it is used.
+
+    Raises:
+        WeightsError: missing, truncated or not a safetensors file.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: not found.") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: not a whole safetensors file ({path.stat().st_size} bytes; {error}). "
+            "It may be cut short: fetch or copy it again."
+        ) from error
+
+
+def load_strict(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Copy ``state`` into ``module``; every key must be there with its shape, and no other.
+
+    Args:
+        module: its parameters and persistent buffers are overwritten; floats are converted to their dtype.
+        state: {key: tensor}.
+        where: what to call the weights in an error.
+
+    Raises:
+        WeightsError: missing, extra or differently shaped tensors, each kind counted and its first named.
+    """
+    wanted = module.state_dict()
+    missing = [k for k in wanted if k not in state]
+    extra = [k for k in state if k not in wanted]
+    differ = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} missing, first {missing[0]}")
+    if extra:
+        problems.append(f"{len(extra)} unknown, first {extra[0]}")
+    if differ:
+        k = differ[0]
+        problems.append(
+            f"{len(differ)} with another shape, first {k} {tuple(state[k].shape)} in the file, "
+            f"{tuple(wanted[k].shape)} in the model"
+        )
+    if problems:
+        raise WeightsError(
+            f"{where} does not fit the model ({len(state)} tensors in the file, {len(wanted)} in the model): "
+            f"{'; '.join(problems)}. Check that weights and config come from one release."
+        )
+    module.load_state_dict(state, strict=True)
+
+
+def save_folder(folder: str | Path, config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:
+    """Write ``config.json`` and ``model.safetensors``, each whole; floats are stored as ``dtype`` when given."""
+    folder = Path(folder)
+    tensors = {k: _stored(v, dtype) for k, v in state.items()}
+    write_bytes_whole(folder / WEIGHTS_FILE, save(tensors))
+    write_json_whole(folder / CONFIG_FILE, {"format": FORMAT_VERSION, **config})
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return (tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor).contiguous()
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
