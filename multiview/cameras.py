@@ -108,7 +108,8 @@ def orbit(
     Raises:
         CameraError: lengths that do not go together, distance or field of view out of range.
     """
-    parts = [torch.as_tensor(x, dtype=torch.float64).reshape(-1) for x in (azimuth_deg, elevation_deg, distance, fov_y_deg)]
+    given = (azimuth_deg, elevation_deg, distance, fov_y_deg)
+    parts = [torch.as_tensor(x, dtype=torch.float64).reshape(-1) for x in given]
     count = max(p.numel() for p in parts)
     if any(p.numel() not in (1, count) for p in parts):
         raise CameraError(

@@ -6,6 +6,7 @@ import torch
 
 from .errors import SettingsError
 
+CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -60,7 +60,8 @@ def config_from_dict(cls: type[C], values: dict[str, Any], where: str) -> C:
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1, 0)
-            raise WeightsError(f"{where}: unknown key {key!r}. Did you mean {near[0]!r}?" if near else f"{where}: unknown key {key!r}.")
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise WeightsError(f"{where}: unknown key {key!r}.{hint}")
     built = {key: _as_type(hints[key], value, f"{where}: {key}") for key, value in values.items()}
     try:
         return cls(**built)
@@ -77,18 +78,31 @@ def _as_type(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise WeightsError(f"{where}: expected a list, found {value!r}.")
-        return tuple(value)
+        kinds = typing.get_args(hint) or (Any, ...)
+        each = (kinds[0],) * len(value) if kinds[-1] is Ellipsis else kinds
+        if len(each) != len(value):
+            raise WeightsError(f"{where}: expected {len(each)} values, found {len(value)}.")
+        return tuple(_as_type(kind, item, where) for kind, item in zip(each, value, strict=True))
     if origin is typing.Literal:
         if value not in typing.get_args(hint):
             raise WeightsError(f"{where}: expected one of {typing.get_args(hint)}, found {value!r}.")
         return value
     kinds = typing.get_args(hint) if origin in (typing.Union, types.UnionType) else (hint,)
-    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+    if float in kinds and not isinstance(value, bool) and _is_number(value):
         return float(value)
     plain = tuple(k for k in kinds if isinstance(k, type))
     if plain and (not isinstance(value, plain) or (isinstance(value, bool) and bool not in kinds)):
         raise WeightsError(f"{where}: expected {' or '.join(k.__name__ for k in plain)}, found {value!r}.")
     return value
+
+
+def _is_number(value: Any) -> bool:
+    """Numbers, and texts like 1e-4, which YAML does not take for one."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
@@ -144,17 +158,24 @@ def load_strict(module: nn.Module, state: dict[str, Tensor], where: str) -> None
     module.load_state_dict(state, strict=True)
 
 
-def save_folder(folder: str | Path, config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:
-    """Write ``config.json`` and ``model.safetensors``, each whole; floats are stored as ``dtype`` when given."""
+def save_folder(
+    folder: str | Path, config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype | None = None
+) -> None:
+    """Write ``config.json`` and ``model.safetensors``, each whole; floats are stored as ``dtype`` when given.
+
+    Tensors that share memory are stored as separate copies.
+    """
     folder = Path(folder)
     tensors = {k: _stored(v, dtype) for k, v in state.items()}
     write_bytes_whole(folder / WEIGHTS_FILE, save(tensors))
-    write_json_whole(folder / CONFIG_FILE, {"format": FORMAT_VERSION, **config})
+    write_json_whole(
+        folder / CONFIG_FILE, {"format": FORMAT_VERSION, **{k: v for k, v in config.items() if k != "format"}}
+    )
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    tensor = tensor.detach().cpu()
-    return (tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor).contiguous()
+    wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", wanted, copy=True, memory_format=torch.contiguous_format)
 
 
 def file_sha256(path: str | Path) -> str:
