@@ -1,0 +1,215 @@
+"""The one place where meshes meet files: axes, scale, colour space and winding.
+
+Inside the project a mesh is in the world frame (z up, photographed side +x, sRGB colours). Files of every format are
+y up with the photographed side toward +z, triangles counter-clockwise seen from outside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from multiview.cameras import gltf_from_world, world_from_gltf
+from multiview.errors import MeshError, SettingsError
+from multiview.files import write_bytes_whole
+
+from .gltf import GREY, Triangles, read_gltf
+from .mesh import Mesh
+from .meshformats import ENCODERS, PlacedMesh, encode_glb
+
+FORMATS = ("glb", *ENCODERS)
+READABLE = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
+
+Floats = NDArray[np.float64]
+
+
+def file_matrix(
+    mesh: Mesh, *, longest_side: float = 1.0, scale: float | None = None, height: float | None = None
+) -> Floats:
+    """The map from world to file: centre the bounding box at the origin, turn the axes, scale evenly.
+
+    Args:
+        mesh: at least one vertex; its bounding box must not be a point (a flat one cannot have a height).
+        longest_side: of the exported bounding box in metres, unless ``scale`` or ``height`` says otherwise.
+        scale: metres per world unit.
+        height: metres from the lowest to the highest point, along up.
+
+    Returns:
+        (4, 4) float64; a world point (x, y, z, 1) becomes ``matrix @ point``, y up, photographed side toward +z.
+
+    Raises:
+        SettingsError: ``scale`` and ``height`` together, or a number that is not positive and finite.
+        MeshError: the bounding box has no extent to scale by.
+    """
+    if scale is not None and height is not None:
+        raise SettingsError(f"scale={scale} and height={height} exclude each other. Give one of them.")
+    for name, value in (("longest_side", longest_side), ("scale", scale), ("height", height)):
+        if value is not None and not (np.isfinite(value) and value > 0):
+            raise SettingsError(f"{name}={value}: expected a positive number.")
+    low, high = mesh.vertices.min(0).astype(np.float64), mesh.vertices.max(0).astype(np.float64)
+    extent = high - low
+    if scale is None:
+        side = extent[2] if height is not None else extent.max()
+        if side <= 0:
+            raise MeshError(f"the mesh's bounding box is {extent.tolist()}: nothing to scale to size. Give scale.")
+        scale = float((height or longest_side) / side)
+    axes = gltf_from_world(torch.eye(3, dtype=torch.float64)).numpy().T  # column i: where world axis i goes
+    matrix = np.eye(4)
+    matrix[:3, :3] = scale * axes
+    matrix[:3, 3] = -matrix[:3, :3] @ ((low + high) / 2)
+    return matrix
+
+
+def write_mesh(
+    mesh: Mesh,
+    path: str | Path,
+    *,
+    matrix: Floats | None = None,
+    generator: str = "trilift",
+    extras: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a mesh in the format that the suffix names; the same mesh gives the same bytes.
+
+    GLB: normals, vertex colours as linear ``COLOR_0`` (or the baked texture) and one rough, non-metallic material, so
+    that every viewer shows the colours. OBJ and PLY: normals and sRGB vertex colours. STL: shape only. USDZ: colours as
+    ``displayColor``, through usd-core. The baked texture is carried by GLB alone; the others write the vertex colours.
+
+    Args:
+        mesh: in the world frame.
+        path: ends in one of `FORMATS`; an existing file is replaced.
+        matrix: (4, 4) world → file, rotation and even scale; `file_matrix(mesh)` unless given.
+        generator: ``asset.generator`` of a GLB, program and version.
+        extras: JSON values for ``asset.extras`` of a GLB; other formats have no place for either.
+
+    Raises:
+        SettingsError: an unknown suffix, or ``.usdz`` without the usd extra.
+        MeshError: the matrix does not keep shape and handedness.
+        OutputError: the file could not be written; nothing half-written stays behind.
+    """
+    path = Path(path)
+    name = path.suffix.lower().removeprefix(".")
+    if name not in FORMATS:
+        raise SettingsError(f"{path}: expected a mesh file ending in .{', .'.join(FORMATS)}, found {path.suffix!r}.")
+    placed = PlacedMesh.of(mesh, file_matrix(mesh) if matrix is None else np.asarray(matrix, np.float64))
+    data = encode_glb(placed, generator=generator, extras=extras or {}) if name == "glb" else ENCODERS[name](placed)
+    write_bytes_whole(path, data)
+
+
+def read_mesh(path: str | Path) -> Mesh:
+    """Read a mesh file of any maker into the world frame: file axes (x, y, z), y up, front +z → world (z, x, y).
+
+    Positions keep the file's scale and origin. All nodes of a scene are joined with their transforms. Colours are
+    per vertex and sRGB: glTF colours (factor x texture x ``COLOR_0``) are converted from linear light unless the file's
+    ``asset.extras.color`` is ``"srgb"``; PLY, OBJ and OFF colours are taken as sRGB; textures are read at the vertices;
+    a surface that states no colour is grey 0.5. Vertices stay as the file has them; STL's are joined by position.
+
+    Args:
+        path: one of `READABLE`, by suffix.
+
+    Returns:
+        `Mesh` in file units.
+
+    Raises:
+        MeshError: missing file, unknown suffix, not a mesh, no faces, NaN, more elements declared than the file can
+            hold; the message names the file.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in READABLE:
+        raise MeshError(f"{path}: expected a mesh file ending in {', '.join(READABLE)}, found {path.suffix!r}.")
+    try:
+        size = path.stat().st_size
+        if path.is_dir() or size == 0:
+            raise MeshError(f"{path}: expected a mesh file, found {'a folder' if path.is_dir() else '0 bytes'}.")
+        triangles = read_gltf(path) if path.suffix.lower() in (".glb", ".gltf") else _read_with_trimesh(path, size)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise MeshError(f"{path}: cannot be read ({reason}). Check the path and its permission.") from error
+    return _world_mesh(path, triangles)
+
+
+def _world_mesh(path: Path, triangles: Triangles) -> Mesh:
+    """Check what a reader gave and turn it into the world frame."""
+    bad = int((~np.isfinite(triangles.vertices)).any(-1).sum())
+    if len(triangles.faces) == 0 or bad:
+        found = f"{bad} of {len(triangles.vertices)} vertices are NaN or Inf" if bad else "no faces"
+        raise MeshError(f"{path}: expected a triangle mesh, found {found}. Export it again from where it was made.")
+    vertices = world_from_gltf(torch.from_numpy(triangles.vertices)).numpy()
+    try:
+        return Mesh(
+            vertices=np.ascontiguousarray(vertices, dtype=np.float32),
+            faces=np.ascontiguousarray(triangles.faces, dtype=np.int32),
+            colors=np.ascontiguousarray(triangles.colors, dtype=np.float32),
+        )
+    except MeshError as error:
+        raise MeshError(f"{path}: {error}") from error
+
+
+def _read_with_trimesh(path: Path, size: int) -> Triangles:
+    """OBJ, PLY, STL and OFF through trimesh, in file axes."""
+    import trimesh
+
+    suffix = path.suffix.lower()
+    _check_declared(path, size)
+    try:
+        loaded = trimesh.load(str(path), process=False, maintain_order=True)
+        scene = loaded if isinstance(loaded, trimesh.Scene) else trimesh.Scene(loaded)
+        parts = []
+        for name in scene.graph.nodes_geometry:
+            transform, geometry = scene.graph[name]
+            mesh = scene.geometry[geometry]
+            if isinstance(mesh, trimesh.Trimesh) and len(mesh.faces):
+                mesh = mesh.copy().apply_transform(transform)
+                if suffix == ".stl":
+                    mesh.merge_vertices()
+                parts.append(_colored_triangles(mesh))
+        return Triangles.cat(parts)
+    # A foreign parser meets foreign bytes here: whatever it stumbles over, the file is what is wrong.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise MeshError(f"{path}: not a usable {suffix[1:].upper()} mesh ({reason}). Export it again.") from error
+
+
+def _check_declared(path: Path, size: int) -> None:
+    """Refuse a header that declares more vertices or faces than the file has bytes, before memory is asked for."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    counts: list[int] = []
+    if path.suffix.lower() == ".ply":
+        counts = [int(n) for n in re.findall(rb"^\s*element\s+\w+\s+(\d+)", head, re.MULTILINE)]
+    elif path.suffix.lower() == ".off":
+        text = re.sub(rb"#[^\n]*", b"", head)
+        counts = [int(n) for n in re.findall(rb"\d+", text[:200])[:2]]
+    elif path.suffix.lower() == ".stl" and not head.lstrip().startswith(b"solid") and len(head) >= 84:
+        counts = [50 * int.from_bytes(head[80:84], "little")]
+    if any(count > size for count in counts):
+        raise MeshError(
+            f"{path}: its header declares {max(counts)} elements or bytes of them, but the file has {size} bytes. "
+            "It is cut off or damaged; copy or export it again."
+        )
+
+
+def _colored_triangles(mesh: Any) -> Triangles:
+    """A trimesh mesh → triangles with sRGB vertex colours; vertices are split where faces carry the colours."""
+    visual = mesh.visual
+    vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
+    if visual.kind == "face":
+        colors = np.repeat(_unit(visual.face_colors), 3, axis=0)
+        return Triangles(vertices[faces.reshape(-1)], np.arange(3 * len(faces)).reshape(-1, 3), colors)
+    colors = np.full((len(vertices), 3), GREY)
+    if visual.kind == "vertex":
+        colors = _unit(visual.vertex_colors)
+    elif visual.kind == "texture":
+        sampled = visual.material.to_color(visual.uv) if visual.uv is not None else None
+        colors[:] = _unit(visual.material.main_color if sampled is None else sampled)
+    return Triangles(vertices, faces, colors)
+
+
+def _unit(colors: Any) -> NDArray[np.float64]:
+    """uint8 (..., 3 or 4) → (..., 3) float64 in [0, 1]."""
+    return np.asarray(colors, np.float64)[..., :3] / 255
