@@ -123,7 +123,8 @@ def render(
     """
     if min(height, width, samples_per_ray, chunk_size) < 1:
         raise SettingsError(
-            f"render wants positive sizes, found {height} x {width}, {samples_per_ray} samples, {chunk_size} rays a chunk."
+            f"render wants positive sizes, found {height} x {width}, {samples_per_ray} samples, "
+            f"{chunk_size} rays a chunk."
         )
     origins, directions = rays(cameras.to(field.device), height, width)
     flat_o, flat_d = origins.reshape(-1, 3), directions.reshape(-1, 3)

@@ -1,0 +1,190 @@
+"""Rendered views, labelled points and batches: do picture and points speak of the same place?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("embreex", reason="embreex is in the extra train")
+
+from multiview.errors import SettingsError
+from train.batches import Augment, PackedData, light, make_batch, picture_coordinates
+from train.objects import TrainingObject, normalized
+from train.points import label_points, sample_surface
+from train.prepare import Prepared, PrepareSettings, pack, prepare_object
+from train.render import Caster, CropCamera, crop_camera
+
+PLAIN = Augment(lit=0, mirror=0, swap=0, exposure=0, ragged=0)
+
+
+def box(
+    name: str = "box", size: tuple[float, float, float] = (1.0, 0.6, 0.4), color: tuple[int, int, int] = (200, 100, 50)
+) -> TrainingObject:
+    """A box with every corner split by face, and one red face at +x."""
+    corners = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)]) * size
+    quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
+    vertices = np.concatenate([corners[list(q)] for q in quads])
+    faces = np.concatenate([np.array([[0, 1, 2], [0, 2, 3]]) + 4 * i for i in range(6)])
+    colors = np.tile(np.array(color, np.uint8), (24, 1))
+    colors[4:8] = (255, 0, 0)
+    return normalized(name, vertices, faces, colors)
+
+
+def test_crop_fills_the_stated_share_and_is_centred() -> None:
+    obj = box()
+    view = Caster(obj).view(crop_camera(obj.vertices, 30, 20, 2.63), 200)
+    rows, columns = np.nonzero(view[..., 3] > 127)
+    width, height = np.ptp(columns) + 1, np.ptp(rows) + 1
+    assert max(width, height) == pytest.approx(170, abs=2)
+    assert (columns.min() + columns.max()) / 2 == pytest.approx(99.5, abs=1.5)
+    assert (rows.min() + rows.max()) / 2 == pytest.approx(99.5, abs=1.5)
+
+
+def test_camera_at_azimuth_zero_sees_the_plus_x_face_with_its_normal_toward_it() -> None:
+    obj = box()
+    middle = Caster(obj).view(crop_camera(obj.vertices, 0, 0, 3.0), 65)[32, 32]
+    assert middle[:4].tolist() == [255, 0, 0, 255]
+    assert middle[4:].tolist() == [128, 128, 255]  # right 0, up 0, back 1
+
+
+def test_both_sides_of_a_sheet_are_seen() -> None:
+    sheet = normalized(
+        "sheet",
+        np.array([[0, -0.5, -0.5], [0, 0.5, -0.5], [0, 0.0, 0.5]]),
+        np.array([[0, 1, 2]]),
+        np.full((3, 3), 90, np.uint8),
+    )
+    caster = Caster(sheet)
+    for azimuth in (0, 180):
+        view = caster.view(crop_camera(sheet.vertices, azimuth, 0, 3.0), 33)
+        assert view[20, 16].tolist() == [90, 90, 90, 255, 128, 128, 255]
+
+
+def test_surface_samples_lie_on_the_surface_with_its_colour() -> None:
+    obj = box()
+    positions, colors = sample_surface(obj, 2000, np.random.default_rng(0))
+    half = np.array([0.5, 0.3, 0.2])
+    assert np.abs(np.abs(positions) / half).max(1) == pytest.approx(1, abs=1e-6)
+    on_red = positions[:, 0] > 0.5 - 1e-6
+    assert (colors[on_red] == (255, 0, 0)).all()
+    assert (colors[~on_red] == (200, 100, 50)).all()
+    # Faces are drawn by area: y-z faces are 0.6 x 0.4 of 2 (0.24 + 0.4 + 0.6) in all.
+    assert on_red.mean() == pytest.approx(0.24 / 2.48, abs=0.02)
+
+
+def test_labels_of_a_box_by_its_inequalities() -> None:
+    points = label_points(box(), np.random.default_rng(0), count=4000, surface=100)
+    truth = (np.abs(points.points.astype(np.float64)) < (0.5, 0.3, 0.2)).all(1)
+    assert (points.inside == truth).mean() > 0.999
+    assert points.inside[:2000].mean() == pytest.approx(0.24 / 1.1**3, abs=0.03)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = PrepareSettings(views=3, image_size=48, points=2048, surface=512)
+    out = tmp_path_factory.mktemp("packed")
+    objects = [box("a"), box("b", (0.5, 0.5, 1.0), (10, 200, 30))]
+    results = [prepare_object(o, settings) for o in objects] + [Prepared("broken", problem="no faces")]
+    assert pack(iter(results), 3, out, settings) == (2, 1)
+    return out
+
+
+def test_skipped_objects_are_named_with_their_reason(packed: Path) -> None:
+    assert json.loads((packed / "skipped.json").read_text()) == {"broken": "no faces"}
+    assert PackedData(packed).names == ["a", "b"]
+
+
+@pytest.mark.parametrize("mirror", [0.0, 1.0], ids=["plain", "mirrored"])
+def test_inside_points_project_into_the_silhouette(packed: Path, mirror: float) -> None:
+    augment = Augment(lit=0, mirror=mirror, swap=0, exposure=0, ragged=0)
+    batch = make_batch(
+        [(PackedData(packed), 1.0)],
+        seed=0,
+        step=0,
+        batch_size=6,
+        points=512,
+        free=64,
+        surface=64,
+        contraction=1.2,
+        augment=augment,
+    )
+    alpha = torch.nn.functional.grid_sample(
+        batch.images[:, 3:], batch.points[:, None, :, 1:] * torch.tensor([1, -1]), align_corners=False
+    )[:, 0, 0]
+    inside = (batch.occupancy > 0.5) & (batch.weight > 0)
+    assert inside.sum() > 200
+    assert (alpha[inside] > 0.4).float().mean() > 0.98
+    # and the silhouette is not simply everywhere
+    assert (alpha[~inside] < 0.5).float().mean() > 0.4
+    wrong = torch.nn.functional.grid_sample(
+        batch.images[:, 3:], batch.points[:, None, :, 1:] * torch.tensor([-1, -1]), align_corners=False
+    )[:, 0, 0]
+    assert (wrong[inside] > 0.4).float().mean() < (alpha[inside] > 0.4).float().mean()
+
+
+def test_surface_colours_meet_the_pixels_that_see_them(packed: Path) -> None:
+    batch = make_batch(
+        [(PackedData(packed), 1.0)],
+        seed=1,
+        step=0,
+        batch_size=8,
+        points=64,
+        free=8,
+        surface=400,
+        contraction=1.2,
+        augment=PLAIN,
+    )
+    seen = torch.nn.functional.grid_sample(
+        batch.images[:, :3], batch.surface[:, None, :, 1:] * torch.tensor([1, -1]), align_corners=False
+    )[:, :, 0]
+    # The point nearest to the camera in a neighbourhood of the picture is the one that is seen: take the nearest tenth.
+    for colors, pixels, depth in zip(batch.colors, seen.transpose(1, 2), batch.surface[..., 0], strict=True):
+        near = depth.topk(40).indices
+        assert (colors[near] - pixels[near]).abs().max(1).values.median() < 0.1
+
+
+def test_picture_coordinates_by_hand() -> None:
+    # Camera at azimuth 90 (on +y) level, distance 2, half 0.25: right is -x, up is z, back is +y.
+    camera = CropCamera(90.0, 0.0, 2.0, (0.0, 0.0), 0.25).as_row()
+    coordinates = picture_coordinates(np.array([[-0.2, 0.0, 0.1], [0.0, 0.5, 0.0]], np.float32), camera, 1.0)
+    assert coordinates[0] == pytest.approx([0.0, 0.2 / 2 / 0.25, 0.1 / 2 / 0.25], abs=1e-6)
+    assert coordinates[1] == pytest.approx([1 / 2**0.5, 0.0, 0.0], abs=1e-6)  # depth 0.5 / (2 * 0.25) = 1
+
+
+def test_batches_depend_on_seed_and_step_alone(packed: Path) -> None:
+    def batch(seed: int, step: int) -> torch.Tensor:
+        b = make_batch(
+            [(PackedData(packed), 1.0)],
+            seed=seed,
+            step=step,
+            batch_size=2,
+            points=16,
+            free=4,
+            surface=8,
+            contraction=1.2,
+            augment=Augment(),
+        )
+        return torch.cat([b.images.flatten(), b.points.flatten(), b.colors.flatten()])
+
+    assert torch.equal(batch(0, 5), batch(0, 5))
+    assert not torch.equal(batch(0, 5), batch(0, 6))
+    assert not torch.equal(batch(0, 5), batch(1, 5))
+
+
+def test_unlit_pictures_keep_their_colours_and_light_changes_them() -> None:
+    obj = box()
+    view = torch.from_numpy(Caster(obj).view(crop_camera(obj.vertices, 20, 10, 3.0), 32))
+    plain = light(view, np.random.default_rng(0), PLAIN)
+    assert torch.allclose(plain[:3] * (plain[3:] > 0), view.permute(2, 0, 1)[:3].float() / 255 * (plain[3:] > 0))
+    lit = light(view, np.random.default_rng(0), Augment(lit=1, mirror=0, swap=0, exposure=0, ragged=0))
+    assert (lit[:3] - plain[:3]).abs().max() > 0.02
+    assert torch.equal(lit[3], plain[3])
+
+
+def test_a_folder_that_is_not_packed_data_says_how_to_make_it(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"python -m train\.prepare"):
+        PackedData(tmp_path)
