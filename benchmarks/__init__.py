@@ -1,0 +1,1 @@
+"""Every speed and memory figure that the README quotes; ``python -m benchmarks`` lists them."""

@@ -1,0 +1,228 @@
+"""Sparse samples of a field on a regular lattice: only what is asked for is evaluated and kept.
+
+Lattice indices are *padded*: samples 1 .. n of an axis lie in space, and 0 and n + 1 are one layer of samples outside,
+which count as empty whatever the field says there. That layer is what closes a mesh at the lattice's border.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from multiview.errors import FieldError
+
+Ints = NDArray[np.integer[Any]]
+Floats = NDArray[np.floating[Any]]
+
+BRICK_BITS = 3  # bricks of 8 x 8 x 8 samples
+_SIDE = 1 << BRICK_BITS
+_LAST = _SIDE - 1
+OUTSIDE = -np.inf
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Evenly spaced samples along the world's axes.
+
+    Attributes:
+        origin: world position of the first sample (padded index 1, 1, 1).
+        spacing: distance of neighbouring samples, world units, the same along all axes.
+        shape: samples along x, y, z, each >= 2, without the padding.
+    """
+
+    origin: tuple[float, float, float]
+    spacing: float
+    shape: tuple[int, int, int]
+
+    def positions(self, index: Ints | Floats) -> Floats:
+        """World positions (N, 3) float32 of padded indices (N, 3), which may lie between samples."""
+        return (np.asarray(self.origin) + (index - 1.0) * self.spacing).astype(np.float32)
+
+    @property
+    def upper(self) -> tuple[float, float, float]:
+        """World position of the last sample."""
+        x, y, z = (o + (n - 1) * self.spacing for o, n in zip(self.origin, self.shape, strict=True))
+        return x, y, z
+
+
+class Evaluator:
+    """A field's raw density as a numpy function of positions: chunked, checked and counted.
+
+    Args:
+        raw: world points (N, 3) → (N,), on ``device``.
+        device: where points must live.
+        chunk_size: points per pass; changes memory, never results beyond rounding.
+    """
+
+    def __init__(self, raw: Callable[[Tensor], Tensor], device: torch.device, chunk_size: int) -> None:
+        self.raw, self.device, self.chunk_size = raw, device, chunk_size
+        self.count = 0
+
+    def __call__(self, positions: Floats) -> Floats:
+        """Raw density (N,) float32 at world positions (N, 3).
+
+        Raises:
+            FieldError: a number is not finite; says how many and where the first one is.
+        """
+        values = evaluate_chunks(self.raw, positions, self.device, self.chunk_size)
+        self.count += len(positions)
+        bad = ~np.isfinite(values)
+        if bad.any():
+            x, y, z = positions[int(np.argmax(bad))]
+            raise FieldError(
+                f"the field's density is not finite at {int(bad.sum())} of {len(values)} points, first at "
+                f"({x:.4g}, {y:.4g}, {z:.4g}). Check the weights, or run the network in fp32 (--dtype fp32)."
+            )
+        return values
+
+
+def evaluate_chunks(
+    function: Callable[[Tensor], Tensor], positions: Floats, device: torch.device, chunk_size: int
+) -> Floats:
+    """Evaluate ``function`` at world positions (N, 3) in chunks on ``device``; gives float32 numpy (N, ...)."""
+    points = torch.from_numpy(np.ascontiguousarray(positions, dtype=np.float32))
+    with torch.no_grad():
+        parts = [function(chunk.to(device)).float().cpu() for chunk in points.split(chunk_size)]
+    return np.asarray(torch.cat(parts).numpy())
+
+
+class SparseSamples:
+    """Values of a field on a lattice, evaluated when first asked for, kept in bricks that exist only where needed.
+
+    Attributes:
+        lattice: where the samples lie.
+        cell_numbers: (bricks * 512,) int32, one free number for each cell, by the address of its lowest corner;
+            -1 at first.
+    """
+
+    def __init__(self, lattice: Lattice, evaluate: Callable[[Floats], Floats], level: float) -> None:
+        self.lattice, self.level, self._evaluate = lattice, level, evaluate
+        self._padded = np.asarray(lattice.shape) + 1  # the last padded index of each axis
+        self._bricks_shape = tuple(int(n) // _SIDE + 1 for n in self._padded)
+        self._table = np.full(self._bricks_shape, -1, np.int32)
+        self._used = 0
+        self._values = np.empty(0, np.float32)
+        self.cell_numbers = np.empty(0, np.int32)
+
+    def addresses(self, x: Ints, y: Ints, z: Ints) -> Ints:
+        """Where the samples at padded indices are kept, int64; their bricks are made when missing."""
+        bx, by, bz = x >> BRICK_BITS, y >> BRICK_BITS, z >> BRICK_BITS
+        slot = self._table[bx, by, bz]
+        if slot.size and slot.min() < 0:
+            self._make_bricks(bx, by, bz, slot < 0)
+            slot = self._table[bx, by, bz]
+        local = ((x & _LAST) << 2 * BRICK_BITS) | ((y & _LAST) << BRICK_BITS) | (z & _LAST)
+        return (slot.astype(np.int64) << 3 * BRICK_BITS) | local
+
+    def at(self, x: Ints, y: Ints, z: Ints, addresses: Ints | None = None) -> Floats:
+        """Values minus the level at padded indices of any one shape; > 0 is inside, `OUTSIDE` in the padding."""
+        addresses = self.addresses(x, y, z) if addresses is None else addresses
+        values = self._values[addresses]
+        missing = np.isnan(values)
+        if missing.any():
+            self._fill(x[missing], y[missing], z[missing], addresses[missing])
+            values = self._values[addresses]
+        return values
+
+    def known(self, addresses: Ints) -> Floats:
+        """What is there already: values minus the level, NaN where nothing was evaluated."""
+        return self._values[addresses]
+
+    def _fill(self, x: Ints, y: Ints, z: Ints, addresses: Ints) -> None:
+        first = first_of_each(self._values.view(np.int32), addresses)
+        x, y, z, addresses = x[first], y[first], z[first], addresses[first]
+        values = np.full(len(x), OUTSIDE, np.float32)
+        real = (
+            (np.minimum(np.minimum(x, y), z) > 0)
+            & (x < self._padded[0])
+            & (y < self._padded[1])
+            & (z < self._padded[2])
+        )
+        if real.any():
+            index = np.stack([x[real], y[real], z[real]], 1)
+            values[real] = self._evaluate(self.lattice.positions(index)) - np.float32(self.level)
+        self._values[addresses] = values
+
+    def _make_bricks(self, bx: Ints, by: Ints, bz: Ints, missing: NDArray[np.bool_]) -> None:
+        flat = np.unique(np.ravel_multi_index((bx[missing], by[missing], bz[missing]), self._bricks_shape))
+        self._table.reshape(-1)[flat] = np.arange(self._used, self._used + len(flat))
+        self._used += len(flat)
+        room = len(self._values) >> 3 * BRICK_BITS
+        if self._used > room:
+            more = (max(self._used, room + room // 2) - room) << 3 * BRICK_BITS
+            self._values = np.concatenate([self._values, np.full(more, np.nan, np.float32)])
+            self.cell_numbers = np.concatenate([self.cell_numbers, np.full(more, -1, np.int32)])
+
+
+def first_of_each(scratch: NDArray[np.int32], addresses: Ints) -> NDArray[np.bool_]:
+    """Mark one occurrence of each address, without sorting; overwrites ``scratch`` at the addresses."""
+    order = np.arange(len(addresses), dtype=np.int32)
+    scratch[addresses] = order
+    return np.asarray(scratch[addresses] == order)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Raw density on the coarse lattice.
+
+    Attributes:
+        coordinates: padded indices of the coarse samples along x, y and z; the first and last are padding.
+        values: (X, Y, Z) float32 raw density; `OUTSIDE` in the padding, NaN where the pattern has no sample.
+    """
+
+    coordinates: tuple[Ints, Ints, Ints]
+    values: Floats
+
+    @property
+    def inner(self) -> Floats:
+        """(N,) raw density of all evaluated samples."""
+        return self.values[np.isfinite(self.values)]
+
+
+def scan(lattice: Lattice, step: int, evaluate: Callable[[Floats], Floats]) -> Scan:
+    """Look at every ``step``-th sample of a lattice, in a body-centred pattern.
+
+    Of the coarse samples only those whose three coarse indices are all even or all odd are evaluated, a quarter. Every
+    plane through space, however it leans, has a layer of them within sqrt(2) / 2 coarse steps: the shortest vector of
+    the pattern's reciprocal lattice is (1/2, 1/2, 0), so layers are at most sqrt(2) steps apart. A plate of 1.5 steps
+    therefore always holds samples.
+
+    Args:
+        lattice: its last sample of each axis is looked at even when ``step`` does not divide the axis.
+        step: in samples, >= 1.
+        evaluate: world positions (N, 3) → raw density (N,).
+    """
+    axes = [np.unique(np.concatenate([[0], np.arange(1, n + 1, step), [n, n + 1]])) for n in lattice.shape]
+    values = np.full([len(a) for a in axes], np.nan, np.float32)
+    for parity in (0, 1):
+        chosen = values[parity::2, parity::2, parity::2]
+        grids = np.meshgrid(*(a[parity::2] for a in axes), indexing="ij")
+        index = np.stack([g.reshape(-1) for g in grids], 1)
+        real = ((index > 0) & (index <= np.asarray(lattice.shape))).all(1)
+        found = np.full(len(index), OUTSIDE, np.float32)
+        found[real] = evaluate(lattice.positions(index[real]))
+        chosen[...] = found.reshape(chosen.shape)
+    return Scan((axes[0], axes[1], axes[2]), values)
+
+
+def diagonal_pairs(values: Floats, inside: NDArray[np.bool_]) -> Iterator[tuple[Ints, Ints]]:
+    """Neighbours along the body diagonals of a coarse lattice of which exactly one is inside: index pairs (P, 3)."""
+    known = ~np.isnan(values)
+    for sy in (1, -1):
+        for sz in (1, -1):
+            here = (slice(None, -1), _half(sy, False), _half(sz, False))
+            there = (slice(1, None), _half(sy, True), _half(sz, True))
+            differ = known[here] & known[there] & (inside[here] != inside[there])
+            start = np.argwhere(differ) + np.array([0, sy < 0, sz < 0], np.int64)
+            yield start, start + np.array([1, sy, sz], np.int64)
+
+
+def _half(sign: int, far: bool) -> slice:
+    """The slice of near or far ends of the unit steps along one axis in the given direction."""
+    return slice(1, None) if far == (sign > 0) else slice(None, -1)

@@ -1,0 +1,340 @@
+"""Follow a level set over a sparse lattice and turn it into triangles by marching cubes.
+
+Cells are named by their lowest corner (padded index, see `lrm.lattice`). Corner c of a cell lies at offset
+(c >> 2 & 1, c >> 1 & 1, c & 1). The case of a cell has bit c set where corner c is inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .lattice import Floats, Ints, Scan, SparseSamples, diagonal_pairs, first_of_each
+
+CORNERS = np.array([[c >> 2 & 1, c >> 1 & 1, c & 1] for c in range(8)], np.int32)
+_FACE_STEPS = np.array([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1], [0, 0, 1]], np.int32)
+_ROUND_PAIRS = 1024  # coarse pairs that are searched along their whole path before the surface is followed
+_PASS = 1 << 19  # cells per pass over big arrays; changes memory only
+
+
+@dataclass(frozen=True)
+class CaseTables:
+    """What marching cubes does in each of the 256 cases.
+
+    Attributes:
+        counts: (256,) triangles.
+        owners: (256, 5, 3, 3) offset of the cell that owns the edge on which each triangle corner lies.
+        axes: (256, 5, 3) direction of that edge, which starts at its owner's lowest corner.
+        faces_mixed: (256, 6) whether a cell's face has corners on both sides, in the order of the face steps.
+    """
+
+    counts: NDArray[np.int64]
+    owners: NDArray[np.int32]
+    axes: NDArray[np.int32]
+    faces_mixed: NDArray[np.bool_]
+
+
+@cache
+def case_tables() -> CaseTables:
+    """Read the tables off PyMCubes by showing it each case once, so that a cell is cut exactly as PyMCubes cuts it.
+
+    With values of +1 and -1 every vertex lies in the middle of its edge, so the edge can be read without doubt.
+    """
+    import mcubes
+
+    counts, mixed = np.zeros(256, np.int64), np.zeros((256, 6), np.bool_)
+    owners, axes = np.zeros((256, 5, 3, 3), np.int32), np.zeros((256, 5, 3), np.int32)
+    for case in range(256):
+        inside = (case >> np.arange(8) & 1).astype(bool).reshape(2, 2, 2)
+        for f, (axis, side) in enumerate((a, s) for a in range(3) for s in range(2)):
+            face = inside.take(side, axis)
+            mixed[case, f] = face.any() and not face.all()
+        vertices, faces = mcubes.marching_cubes(np.where(inside, 1.0, -1.0), 0.0)
+        counts[case] = len(faces)
+        if len(faces):
+            doubled = np.rint(np.asarray(vertices)[faces.astype(np.int64)] * 2).astype(np.int32)  # (T, 3, 3): 0, 1 or 2
+            axes[case, : len(faces)] = np.argmax(doubled == 1, -1)
+            owners[case, : len(faces)] = doubled // 2
+    return CaseTables(counts, owners, axes, mixed)
+
+
+@dataclass(frozen=True)
+class Surface:
+    """The cells that a level set crosses, in lattice order.
+
+    Attributes:
+        cells: (A, 3) int32 padded index of each cell's lowest corner.
+        cases: (A,) uint8.
+    """
+
+    cells: NDArray[np.int32]
+    cases: NDArray[np.uint8]
+
+
+def follow_surface(samples: SparseSamples, coarse: Scan, *, small_pieces: bool = False) -> Surface:
+    """Find every cell that the level set crosses, starting from where a coarse scan changes side.
+
+    Between two neighbouring coarse samples on different sides the fine samples along a path of lattice edges
+    are evaluated; each edge with a change of side is a start. From there the surface is followed from cell to cell
+    through the faces that it crosses, to its end. A piece of surface is thus found whole as soon as the scan has
+    samples on both of its sides, and only corners of crossed cells are evaluated.
+
+    Args:
+        samples: the fine lattice; its values and cell numbers are filled in.
+        coarse: a `scan` of the same lattice.
+        small_pieces: look for pieces, too, that peak between the coarse samples; it costs some more evaluations.
+    """
+    found = _follow(samples, _climb(samples, coarse)) if small_pieces else []
+    starts, ends = _changes(coarse, samples.level)
+    while len(starts):
+        now = np.unique(np.linspace(0, len(starts) - 1, min(len(starts), _ROUND_PAIRS)).astype(np.int64))
+        path = _paths(starts[now], ends[now])
+        samples.at(path[..., 0], path[..., 1], path[..., 2])
+        found.extend(_follow(samples, _path_cells(samples, path)))
+        rest = np.delete(np.arange(len(starts)), now)
+        rest = rest[~_explained(samples, starts[rest], ends[rest])]
+        starts, ends = starts[rest], ends[rest]
+    return _in_order(found, samples)
+
+
+def _changes(coarse: Scan, level: float) -> tuple[Ints, Ints]:
+    """Padded fine indices (P, 3) of neighbouring coarse samples on different sides of the level."""
+    with np.errstate(invalid="ignore"):
+        inside = coarse.values > np.float32(level)
+    pairs = list(diagonal_pairs(coarse.values, inside))
+    ends = (np.concatenate([p[k] for p in pairs]) for k in range(2))
+    a, b = (np.stack([coarse.coordinates[i][e[:, i]] for i in range(3)], 1).astype(np.int32) for e in ends)
+    return a, b
+
+
+def _paths(starts: Ints, ends: Ints) -> NDArray[np.int32]:
+    """Lattice walks (P, L, 3) from starts to ends, first along x, then y, then z; shorter ones wait at their end."""
+    delta = ends - starts
+    length = np.abs(delta)
+    steps = np.arange(int(length.sum(1).max()) + 1, dtype=np.int32)[None, :]
+    before = np.cumsum(length, 1) - length
+    walked = [
+        np.clip(steps - before[:, k : k + 1], 0, length[:, k : k + 1]) * np.sign(delta[:, k : k + 1]) for k in range(3)
+    ]
+    return np.stack([starts[:, k : k + 1] + walked[k] for k in range(3)], -1).astype(np.int32)
+
+
+def _crossings(samples: SparseSamples, path: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.bool_], Ints]:
+    """The steps of each walk: owner cells (P, L - 1, 3), whether a step is known to change side, owners' addresses."""
+    values = samples.known(samples.addresses(path[..., 0], path[..., 1], path[..., 2]))
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        inside = values > 0
+    change = known[:, 1:] & known[:, :-1] & (inside[:, 1:] != inside[:, :-1])
+    owners = np.minimum(path[:, 1:], path[:, :-1])
+    return owners, change, samples.addresses(owners[..., 0], owners[..., 1], owners[..., 2])
+
+
+def _path_cells(samples: SparseSamples, path: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Cells (S, 3) not visited yet, each once, that own an edge of a walk that is known to change side."""
+    owners, change, addresses = _crossings(samples, path)
+    return _unvisited(samples, owners[change], addresses[change])
+
+
+def _explained(samples: SparseSamples, starts: Ints, ends: Ints) -> NDArray[np.bool_]:
+    """Whether walks (P) between samples on different sides cross surface that was followed, an odd number of times."""
+    explained = np.zeros(len(starts), np.bool_)
+    for at in range(0, len(starts), _PASS >> 4):
+        part = slice(at, at + (_PASS >> 4))
+        _, change, addresses = _crossings(samples, _paths(starts[part], ends[part]))
+        explained[part] = (change & (samples.cell_numbers[addresses] >= 0)).sum(1) % 2 == 1
+    return explained
+
+
+def _unvisited(samples: SparseSamples, cells: NDArray[np.int32], addresses: Ints) -> NDArray[np.int32]:
+    """The cells that were not visited yet, each once; they count as visited from now on."""
+    new = samples.cell_numbers[addresses] < 0
+    cells, addresses = cells[new], addresses[new]
+    return cells[first_of_each(samples.cell_numbers, addresses)]
+
+
+def _follow(samples: SparseSamples, cells: NDArray[np.int32]) -> list[Surface]:
+    """All cells that the level set crosses and that hang together with ``cells``, in the order they are met."""
+    tables = case_tables()
+    found = []
+    while len(cells):
+        cases = _cases(samples, cells)
+        crossed = (cases > 0) & (cases < 255)
+        cells, cases = cells[crossed], cases[crossed]
+        found.append(Surface(cells, cases))
+        mixed = tables.faces_mixed[cases]
+        beyond = np.concatenate([cells[mixed[:, f]] + _FACE_STEPS[f] for f in range(6)])
+        cells = _unvisited(samples, beyond, samples.addresses(beyond[:, 0], beyond[:, 1], beyond[:, 2]))
+    return found
+
+
+def _cases(samples: SparseSamples, cells: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """The case (F,) of each cell; corners that are missing are evaluated, all in one call."""
+    corners = cells[:, None, :] + CORNERS
+    inside = samples.at(corners[..., 0], corners[..., 1], corners[..., 2]) > 0
+    return np.packbits(inside, axis=1, bitorder="little")[:, 0]
+
+
+def _in_order(found: list[Surface], samples: SparseSamples) -> Surface:
+    """All cells in lattice order, numbered in ``samples.cell_numbers``; the way they were found leaves no trace."""
+    if not found:
+        return Surface(np.empty((0, 3), np.int32), np.empty(0, np.uint8))
+    cells, cases = np.concatenate([s.cells for s in found]), np.concatenate([s.cases for s in found])
+    _, ny, nz = (n + 2 for n in samples.lattice.shape)
+    order = np.argsort((cells[:, 0].astype(np.int64) * ny + cells[:, 1]) * nz + cells[:, 2])
+    cells, cases = cells[order], cases[order]
+    samples.cell_numbers[samples.addresses(cells[:, 0], cells[:, 1], cells[:, 2])] = np.arange(len(cells))
+    return Surface(cells, cases)
+
+
+def _climb(samples: SparseSamples, coarse: Scan) -> NDArray[np.int32]:
+    """Start cells of small pieces that peak between coarse samples.
+
+    From each coarse sample that is outside, not below any of its eight neighbours, and no further below the level than
+    the drop to its lowest neighbour, walk uphill over the fine lattice with halving strides.
+    """
+    tops = _tops(coarse, samples.level)
+    at, stride = tops, int(max(np.diff(c).max() for c in coarse.coordinates)) // 2
+    moves = np.array([[x, y, z] for x in (0, -1, 1) for y in (0, -1, 1) for z in (0, -1, 1)], np.int32)
+    last = np.asarray(samples.lattice.shape, np.int32)
+    while stride and len(at):
+        around = np.clip(at[:, None] + moves * stride, 1, last)
+        best = samples.at(around[..., 0], around[..., 1], around[..., 2]).argmax(1)
+        at, stride = around[np.arange(len(at)), best], stride // 2
+    risen = samples.at(at[:, 0], at[:, 1], at[:, 2]) > 0
+    if not risen.any():
+        return np.empty((0, 3), np.int32)
+    path = _paths(tops[risen], at[risen])
+    samples.at(path[..., 0], path[..., 1], path[..., 2])
+    return _path_cells(samples, path)
+
+
+def _tops(coarse: Scan, level: float) -> NDArray[np.int32]:
+    """Padded fine indices (T, 3) of coarse samples where `_climb` starts."""
+    values = np.where(np.isinf(coarse.values), np.nan, coarse.values)
+    inner = values[1:-1, 1:-1, 1:-1]
+    x, y, z = values.shape
+    around = [values[i : x - 2 + i, j : y - 2 + j, k : z - 2 + k] for i in (0, 2) for j in (0, 2) for k in (0, 2)]
+    highest, lowest = around[0], around[0]
+    for neighbour in around[1:]:
+        highest, lowest = np.fmax(highest, neighbour), np.fmin(lowest, neighbour)
+    top = (inner <= level) & (inner >= highest) & (level - inner <= inner - lowest)
+    index = np.argwhere(top) + 1
+    return np.stack([coarse.coordinates[i][index[:, i]] for i in range(3)], 1).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Crossings:
+    """The lattice edges that the level set crosses, one for each vertex, and the triangles between them.
+
+    Attributes:
+        start: (N, 3) int32 padded index of each edge's lower end.
+        axis: (N,) int8 direction of each edge.
+        values: (N, 2) float32 at the lower and the upper end, minus the level; one is > 0, one is not.
+        faces: (F, 3) int32, counter-clockwise seen from outside.
+    """
+
+    start: NDArray[np.int32]
+    axis: NDArray[np.int8]
+    values: Floats
+    faces: NDArray[np.int32]
+
+    def select(self, stays: NDArray[np.bool_]) -> Crossings:
+        """Only the faces that stay (F,), and only the vertices that they use, in their order."""
+        if stays.all():
+            return self
+        used = np.zeros(len(self.start), np.bool_)
+        used[self.faces[stays]] = True
+        numbers = np.cumsum(used, dtype=np.int32) - 1
+        return Crossings(self.start[used], self.axis[used], self.values[used], numbers[self.faces[stays]])
+
+
+def triangulate(samples: SparseSamples, surface: Surface) -> Crossings:
+    """Marching cubes over the crossed cells: the triangles of a dense run of PyMCubes, and no vertex twice.
+
+    Every crossed edge is owned by the cell at its lower end, which is itself crossed, so vertices are numbered
+    cell by cell and triangles look their vertices up through the owners.
+    """
+    cells, cases = surface.cells, surface.cases
+    inside = np.unpackbits(cases[:, None], axis=1, bitorder="little").view(np.bool_)
+    crossed = inside[:, :1] != inside[:, [4, 2, 1]]  # along x, y, z from the lowest corner
+    owner, axis = np.nonzero(crossed)
+    numbers = np.cumsum(crossed.reshape(-1), dtype=np.int32).reshape(-1, 3) - 1
+    start = cells[owner]
+    end = start + np.eye(3, dtype=np.int32)[axis]
+    values = np.stack([samples.at(p[:, 0], p[:, 1], p[:, 2]) for p in (start, end)], 1)
+    count = max(len(cases), 1)
+    faces = [_faces(samples, cells[a : a + _PASS], cases[a : a + _PASS], numbers) for a in range(0, count, _PASS)]
+    return Crossings(start, axis.astype(np.int8), values, np.concatenate(faces))
+
+
+def _faces(
+    samples: SparseSamples, cells: NDArray[np.int32], cases: NDArray[np.uint8], numbers: NDArray[np.int32]
+) -> NDArray[np.int32]:
+    """Triangles (F, 3) of some cells, as vertex numbers."""
+    tables = case_tables()
+    counts = tables.counts[cases]
+    cell = np.repeat(np.arange(len(cells)), counts)
+    which = np.arange(len(cell)) - np.repeat(np.cumsum(counts) - counts, counts)
+    owner = cells[cell][:, None, :] + tables.owners[cases[cell], which]
+    axes = tables.axes[cases[cell], which]
+    owners = samples.cell_numbers[samples.addresses(owner[..., 0], owner[..., 1], owner[..., 2])]
+    return numbers[owners, axes]
+
+
+def place_vertices(
+    crossings: Crossings, samples: SparseSamples, evaluate: Callable[[Floats], Floats], steps: int
+) -> Floats:
+    """Put each vertex where the raw density meets the level on its edge.
+
+    Linear interpolation first; then regula falsi with the Illinois rule, which keeps the bracket: each step evaluates
+    the field once at the vertices that are not within 1 % of their edge's difference, and ends in interpolation again.
+    Edges into the padding get their vertex at the sample in space, so that a mesh is closed by flat faces there.
+
+    Args:
+        crossings: from `triangulate`.
+        samples: the lattice and the level.
+        evaluate: world positions (N, 3) → raw density (N,).
+        steps: evaluations per vertex, >= 0.
+
+    Returns:
+        (N, 3) float32 world positions.
+    """
+    a, b = np.zeros(len(crossings.values)), np.ones(len(crossings.values))
+    fa, fb = crossings.values.astype(np.float64).T.copy()
+    t = _zero(a, b, fa, fb)
+    scale = np.abs(fa - fb)
+    todo = np.flatnonzero(np.isfinite(scale))
+    for _ in range(steps):
+        f = evaluate(samples.lattice.positions(_along(crossings, t, todo))) - np.float64(np.float32(samples.level))
+        left = (f > 0) == (fa[todo] > 0)
+        for side, end, value, other in ((left, a, fa, fb), (~left, b, fb, fa)):
+            hit = todo[side]
+            # An end that stays where it was for a second time counts half, or the bracket would
+            # shrink from one side only.
+            other[hit] = np.where(end[hit] == (0.0 if end is a else 1.0), other[hit], other[hit] / 2)
+            end[hit], value[hit] = t[hit], f[side]
+        t[todo] = _zero(a[todo], b[todo], fa[todo], fb[todo])
+        todo = todo[np.abs(f) > 0.01 * scale[todo]]
+    return samples.lattice.positions(_along(crossings, t, np.arange(len(t))))
+
+
+def _zero(a: Floats, b: Floats, fa: Floats, fb: Floats) -> Floats:
+    """Where the line through (a, fa) and (b, fb) is zero; at the finite end when the other is infinite."""
+    with np.errstate(invalid="ignore"):
+        part = np.where(np.isfinite(fb), np.where(np.isfinite(fa), fa / (fa - fb), 1.0), 0.0)
+    # Kept off the ends by a ten-thousandth of a cell, so that no triangle shrinks to nothing on a sample that is
+    # exactly at the level.
+    inner = np.isfinite(fa) & np.isfinite(fb)
+    return a + (b - a) * np.where(inner, np.clip(part, 1e-4, 1 - 1e-4), part)
+
+
+def _along(crossings: Crossings, t: Floats, which: Ints) -> Floats:
+    """Padded positions (M, 3) at parameter t of the edges ``which``."""
+    index = crossings.start[which].astype(np.float64)
+    index[np.arange(len(which)), crossings.axis[which]] += t[which]
+    return index

@@ -1,0 +1,453 @@
+"""The value `Mesh`, a coloured triangle mesh in the world frame, and how it is taken from a field."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from multiview.errors import FieldError, MeshError, SettingsError
+
+from .field import Field, RawDensity
+from .lattice import Evaluator, Lattice, Scan, SparseSamples, evaluate_chunks, scan
+from .marching import Crossings, follow_surface, place_vertices, triangulate
+from .pieces import outer_faces
+from .threshold import Threshold, choose_threshold
+
+if TYPE_CHECKING:
+    import trimesh
+
+FloatArray = NDArray[np.floating[Any]]
+
+_PROBE = 65  # samples per axis of the first look that finds the occupied box
+
+
+@dataclass(frozen=True, eq=False)
+class Mesh:
+    """A triangle mesh with vertex colours; arrays are converted to the stated types and never changed.
+
+    Attributes:
+        vertices: (N, 3) float32, world units, world frame (z up, photographed side toward +x).
+        faces: (F, 3) int32, counter-clockwise seen from outside; F >= 1.
+        colors: (N, 3) float32, sRGB in [0, 1].
+        uvs: (N, 2) float32 texture coordinates, (0, 0) the texture's bottom left corner, or None.
+        texture: (H, W, 3) uint8 sRGB base colour, row 0 at the top, or None; it goes with ``uvs``.
+
+    Raises:
+        MeshError: wrong shapes, no faces, numbers that are not finite, colours outside [0, 1], a face that
+            names a vertex that is not there, or only one of ``uvs`` and ``texture``.
+    """
+
+    vertices: FloatArray
+    faces: NDArray[np.integer[Any]]
+    colors: FloatArray
+    uvs: FloatArray | None = None
+    texture: NDArray[np.uint8] | None = None
+
+    def __post_init__(self) -> None:
+        _set(self, "vertices", _floats(self.vertices, 3, "vertices (N, 3)"))
+        _set(self, "colors", _floats(self.colors, 3, "colors (N, 3)"))
+        _set(self, "faces", _indices(self.faces, len(self.vertices)))
+        if len(self.colors) != len(self.vertices):
+            raise MeshError(
+                f"mesh wants one colour for each vertex, found {len(self.colors)} and {len(self.vertices)} vertices."
+            )
+        low, high = float(self.colors.min()), float(self.colors.max())
+        if low < -1e-5 or high > 1 + 1e-5:
+            raise MeshError(
+                f"mesh wants sRGB colors in [0, 1], found {low:.4g} to {high:.4g}. Divide 8-bit colours by 255."
+            )
+        if (self.uvs is None) != (self.texture is None):
+            raise MeshError("mesh wants uvs and texture together, found only one of them. Give both or neither.")
+        if self.uvs is not None and self.texture is not None:
+            _set(self, "uvs", _floats(self.uvs, 2, "uvs (N, 2)"))
+            _check_texture(self.texture, len(self.uvs), len(self.vertices))
+
+    @property
+    def bounds(self) -> FloatArray:
+        """(2, 3) lowest and highest corner of the bounding box, world units."""
+        return np.stack([self.vertices.min(0), self.vertices.max(0)])
+
+    @property
+    def extent(self) -> FloatArray:
+        """(3,) sides of the bounding box, world units."""
+        low, high = self.bounds
+        return high - low
+
+    @cached_property
+    def volume(self) -> float:
+        """Signed volume, world units cubed: positive when a closed mesh faces outward."""
+        a, b, c = _triangles(self)
+        return float(np.einsum("ij,ij->", a, np.cross(b, c)) / 6)
+
+    @cached_property
+    def area(self) -> float:
+        """Surface, world units squared."""
+        return float(np.linalg.norm(_face_vectors(self), axis=1).sum() / 2)
+
+    @cached_property
+    def is_watertight(self) -> bool:
+        """Whether every edge has exactly two faces, which run along it in opposite directions."""
+        tail = self.faces[:, [0, 1, 2]].reshape(-1).astype(np.int64)
+        head = self.faces[:, [1, 2, 0]].reshape(-1).astype(np.int64)
+        along = np.sort(tail * len(self.vertices) + head)
+        against = np.sort(head * len(self.vertices) + tail)
+        once = bool((along[1:] != along[:-1]).all())
+        return once and bool((along == against).all())
+
+    @cached_property
+    def normals(self) -> FloatArray:
+        """(N, 3) float32 unit vertex normals, faces weighted by their area; (0, 0, 1) where no face has any area."""
+        weighted = _face_vectors(self)
+        total = np.stack(
+            [
+                sum(np.bincount(self.faces[:, k], weighted[:, axis], len(self.vertices)) for k in range(3))
+                for axis in range(3)
+            ],
+            axis=1,
+        )
+        length = np.linalg.norm(total, axis=1, keepdims=True)
+        unit = np.where(length > 0, total / np.where(length > 0, length, 1), (0.0, 0.0, 1.0))
+        return unit.astype(np.float32)
+
+    def transformed(self, matrix: ArrayLike) -> Mesh:
+        """Move every vertex by an affine (4, 4) matrix; faces are turned over when it mirrors, so they stay outward.
+
+        Raises:
+            MeshError: not (4, 4), not finite, not affine (last row 0 0 0 1), or flattening (determinant 0).
+        """
+        m = np.asarray(matrix, dtype=np.float64)
+        if m.shape != (4, 4) or not np.isfinite(m).all() or not np.allclose(m[3], (0, 0, 0, 1), atol=1e-9):
+            raise MeshError(f"a mesh is moved by a finite (4, 4) matrix with last row 0 0 0 1, found {m.tolist()}.")
+        turn = float(np.linalg.det(m[:3, :3]))
+        if turn == 0:
+            raise MeshError("a mesh is moved by a matrix that can be undone, found determinant 0. Check its scale.")
+        moved = self.vertices.astype(np.float64) @ m[:3, :3].T + m[:3, 3]
+        return replace(self, vertices=moved, faces=self.faces[:, ::-1] if turn < 0 else self.faces)
+
+    def to_trimesh(self) -> trimesh.Trimesh:
+        """Give a ``trimesh.Trimesh`` in the world frame (z up, front +x), vertices and faces in the same order.
+
+        Colours become uint8 RGBA by rounding, still sRGB. A texture is not carried over; `lrm.meshfile` writes it.
+        """
+        import trimesh
+
+        rgba = np.full((len(self.vertices), 4), 255, np.uint8)
+        rgba[:, :3] = np.rint(np.clip(self.colors, 0, 1) * 255)
+        return trimesh.Trimesh(self.vertices, self.faces, vertex_colors=rgba, process=False)
+
+
+def _set(mesh: Mesh, name: str, value: FloatArray | NDArray[np.integer[Any]]) -> None:
+    object.__setattr__(mesh, name, value)  # the dataclass is frozen for others
+
+
+def _floats(values: ArrayLike, width: int, name: str) -> FloatArray:
+    """Contiguous finite float32 (N, width), N >= 1."""
+    array = np.ascontiguousarray(values, dtype=np.float32)
+    if array.ndim != 2 or array.shape[1] != width or len(array) == 0:
+        raise MeshError(f"mesh wants {name} with N >= 1, found shape {array.shape}.")
+    if not np.isfinite(array).all():
+        bad = int((~np.isfinite(array)).any(1).sum())
+        raise MeshError(f"mesh wants finite numbers, found NaN or Inf in {bad} of {len(array)} rows of {name}.")
+    return array
+
+
+def _indices(faces: ArrayLike, count: int) -> NDArray[np.int32]:
+    """Contiguous int32 (F, 3), F >= 1, all in [0, count)."""
+    array = np.asarray(faces)
+    if array.ndim != 2 or array.shape[1] != 3 or len(array) == 0 or array.dtype.kind not in "iu":
+        raise MeshError(f"mesh wants whole-number faces (F, 3), F >= 1, found shape {array.shape} of {array.dtype}.")
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= count:
+        raise MeshError(f"faces name vertices {low} to {high}, but there are only 0 to {count - 1}.")
+    return np.ascontiguousarray(array, dtype=np.int32)
+
+
+def _check_texture(texture: NDArray[np.uint8], uv_count: int, count: int) -> None:
+    if uv_count != count:
+        raise MeshError(f"mesh wants one uv for each vertex, found {uv_count} uvs and {count} vertices.")
+    if texture.ndim != 3 or texture.shape[2] != 3 or texture.dtype != np.uint8 or texture.size == 0:
+        raise MeshError(f"mesh wants a texture (H, W, 3) of uint8, found shape {texture.shape} of {texture.dtype}.")
+
+
+def _triangles(mesh: Mesh) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """The three corners of each face (F, 3) in float64, so that sums over many faces stay exact enough."""
+    vertices = mesh.vertices.astype(np.float64)
+    return vertices[mesh.faces[:, 0]], vertices[mesh.faces[:, 1]], vertices[mesh.faces[:, 2]]
+
+
+def _face_vectors(mesh: Mesh) -> FloatArray:
+    """(F, 3) face normals with twice the face's area as their length."""
+    a, b, c = _triangles(mesh)
+    return np.cross(b - a, c - a)
+
+
+@dataclass(frozen=True)
+class ExtractionReport:
+    """How a mesh was taken from a field.
+
+    Attributes:
+        threshold: density at which the surface was taken.
+        threshold_chosen: ``given`` by the caller, the field's own ``level``, or from the ``histogram`` of densities.
+        mesh_resolution: samples along the longest side of ``box``.
+        shape: samples along x, y, z.
+        box: lowest and highest corner of the lattice, world units.
+        evaluations: density evaluations, all passes together.
+        cells: lattice cells that the surface crosses.
+        pieces_dropped: small pieces and inner shells that were left out.
+        touched_border: whether the surface met the cube's faces and was closed there.
+        warnings: what a user should know, in whole sentences.
+        seconds: wall time.
+    """
+
+    threshold: float
+    threshold_chosen: str
+    mesh_resolution: int
+    shape: tuple[int, int, int]
+    box: tuple[tuple[float, float, float], tuple[float, float, float]]
+    evaluations: int
+    cells: int
+    pieces_dropped: int
+    touched_border: bool
+    warnings: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ExtractionSettings:
+    """The choices behind `extract_mesh`, which documents them."""
+
+    mesh_resolution: int = 256
+    threshold: float | Literal["auto"] = "auto"
+    keep_pieces: float = 0.01
+    fit_box: bool = True
+    refine_steps: int = 2
+    chunk_size: int = 262144
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.mesh_resolution <= 4096:
+            raise SettingsError(
+                f"mesh_resolution must lie in 8 to 4096 samples per axis, found {self.mesh_resolution}."
+            )
+        if isinstance(self.threshold, str) and self.threshold != "auto":
+            raise SettingsError(f"threshold must be a density or 'auto', found {self.threshold!r}.")
+        if self.threshold != "auto" and not math.isfinite(self.threshold):
+            raise SettingsError(f"threshold must be a finite density or 'auto', found {self.threshold}.")
+        if not 0 <= self.keep_pieces <= 1:
+            raise SettingsError(f"keep_pieces is a share of the largest piece, 0 to 1, found {self.keep_pieces}.")
+        if self.refine_steps < 0 or self.chunk_size < 1:
+            raise SettingsError(
+                f"refine_steps must be >= 0 and chunk_size >= 1 point, found {self.refine_steps} and {self.chunk_size}."
+            )
+
+
+def extract_mesh(
+    field: Field,
+    *,
+    mesh_resolution: int = 256,
+    threshold: float | Literal["auto"] = "auto",
+    keep_pieces: float = 0.01,
+    fit_box: bool = True,
+    refine_steps: int = 2,
+    chunk_size: int = 262144,
+    progress: Callable[[float], None] | None = None,
+) -> Mesh:
+    """Take the surface of a field as a closed, outward-facing mesh with vertex colours.
+
+    A coarse pattern of samples finds the surface, which is then followed over the fine lattice so that the field is
+    evaluated only at corners of cells that it crosses; marching cubes (PyMCubes' cases) makes the triangles; vertices
+    are moved onto the level by regula falsi on the field's raw scale. Beyond the cube the field counts as empty, so a
+    surface that meets the cube's faces is closed there; a field that says it reaches further (`Field.reach`) is first
+    tried once more in a cube up to 1.25 times as large.
+
+    Args:
+        field: on any device; the mesh comes back on the CPU.
+        mesh_resolution: samples along the longest side of the box, 8 to 4096.
+        threshold: density of the surface, or ``auto``: see `lrm.threshold.choose_threshold`.
+        keep_pieces: pieces with a smaller share of the largest piece's surface are dropped, 0 to 1; inner shells always
+            are. With 0, pieces smaller than a coarse step are searched for, too.
+        fit_box: lay the lattice over the occupied part of the cube (cubic cells); False lays it over the whole cube,
+            samples at linspace(-scene_radius, scene_radius, mesh_resolution), as the reference programs do.
+        refine_steps: evaluations for each vertex after linear interpolation.
+        chunk_size: points per pass through the field; changes memory, never results beyond rounding.
+        progress: called with a growing fraction in [0, 1].
+
+    Returns:
+        A `Mesh` in the world frame. Isolated parts thinner than 1.5 coarse steps (a coarse step is every 4th sample,
+        every 8th from 400 samples on) can be missed; whatever hangs together with a found part is found.
+
+    Raises:
+        MeshError: nothing or everything is above the threshold.
+        FieldError: the field gives numbers that are not finite.
+        SettingsError: an option is out of range.
+    """
+    return extract_mesh_with_report(
+        field, mesh_resolution=mesh_resolution, threshold=threshold, keep_pieces=keep_pieces, fit_box=fit_box,
+        refine_steps=refine_steps, chunk_size=chunk_size, progress=progress,
+    )[0]  # fmt: skip
+
+
+def extract_mesh_with_report(
+    field: Field, *, progress: Callable[[float], None] | None = None, **settings: Any
+) -> tuple[Mesh, ExtractionReport]:
+    """`extract_mesh`, and how it went. ``settings`` are the other arguments of `extract_mesh`, by name."""
+    options = ExtractionSettings(**settings)
+    tell = progress or (lambda fraction: None)
+    began = time.perf_counter()
+    raw = field.raw_density()
+    evaluate = Evaluator(raw.raw, field.device, options.chunk_size)
+    tell(0.0)
+    shell = _shell_in_cube(raw, evaluate, field.level, field.scene_radius, options)
+    if _touches(shell, field.scene_radius) and field.reach > field.scene_radius:
+        shell = _try_larger(shell, raw, evaluate, field, options)
+    tell(0.5)
+    vertices = place_vertices(shell.crossings, shell.samples, evaluate, options.refine_steps)
+    tell(0.75)
+    mesh = Mesh(vertices, shell.crossings.faces, _colors(field, vertices, options.chunk_size))
+    tell(1.0)
+    return mesh, _report(shell, options, evaluate.count, time.perf_counter() - began)
+
+
+@dataclass(frozen=True)
+class _Shell:
+    """The outside of a level set on a lattice, closed, before its vertices are refined."""
+
+    samples: SparseSamples
+    crossings: Crossings
+    threshold: Threshold
+    cells: int
+    pieces_dropped: int
+
+    @property
+    def sides_cut(self) -> NDArray[np.bool_]:
+        """(2, 3) whether it meets the lowest and highest samples along x, y, z and was closed there."""
+        open_ends = np.isinf(self.crossings.values)
+        cut = np.zeros((2, 3), np.bool_)
+        for side in range(2):
+            cut[side, np.unique(self.crossings.axis[open_ends[:, side]])] = True
+        return cut
+
+    def sides_on_cube(self, radius: float) -> NDArray[np.bool_]:
+        """(2, 3) whether a side of the lattice lies on the face of the cube of half side ``radius``, or beyond it."""
+        lattice, near = self.samples.lattice, 1e-6 * radius
+        return np.stack([np.asarray(lattice.origin) <= -radius + near, np.asarray(lattice.upper) >= radius - near])
+
+
+def _shell_in_cube(
+    raw: RawDensity, evaluate: Evaluator, level: float, radius: float, options: ExtractionSettings
+) -> _Shell:
+    """Find the level set in the cube of half side ``radius``."""
+    n = options.mesh_resolution
+    step = 4 if n < 400 else 8
+    per_axis, look = (min(_PROBE, n), 1) if options.fit_box else (n, step)
+    cube = Lattice((-radius,) * 3, 2 * radius / (per_axis - 1), (per_axis,) * 3)
+    coarse = scan(cube, look, evaluate)
+    asked = len(coarse.coordinates[0]) - 2
+    threshold = choose_threshold(coarse.inner, raw, level, options.threshold, samples_per_axis=asked)
+    shell = _shell(cube, coarse, threshold, evaluate, options)
+    return _shell_in_box(shell, radius, step, evaluate, options) if options.fit_box else shell
+
+
+def _shell_in_box(probe: _Shell, radius: float, step: int, evaluate: Evaluator, options: ExtractionSettings) -> _Shell:
+    """Find the level set again on a lattice over the box of a rough one; grow the box until it holds all of it."""
+    rough = place_vertices(probe.crossings, probe.samples, evaluate, 0).astype(np.float64)
+    margin = probe.samples.lattice.spacing
+    low, high = rough.min(0) - margin, rough.max(0) + margin
+    while True:
+        low, high = np.maximum(low, -radius), np.minimum(high, radius)
+        lattice = _lattice_over(low, high, radius, options.mesh_resolution)
+        shell = _shell(lattice, scan(lattice, step, evaluate), probe.threshold, evaluate, options)
+        cut = shell.sides_cut & ~shell.sides_on_cube(radius)
+        if not cut.any():
+            return replace(shell, pieces_dropped=max(shell.pieces_dropped, probe.pieces_dropped))
+        # Something thinner than the rough lattice runs out of the box: open the box there, in the end up to the cube.
+        grow = cut * (0.1 * (high - low).max() + 2 * margin)
+        low, high = low - grow[0], high + grow[1]
+
+
+def _shell(
+    lattice: Lattice, coarse: Scan, threshold: Threshold, evaluate: Evaluator, options: ExtractionSettings
+) -> _Shell:
+    samples = SparseSamples(lattice, evaluate, threshold.raw)
+    surface = follow_surface(samples, coarse, small_pieces=options.keep_pieces == 0)
+    crossings = triangulate(samples, surface)
+    if not len(crossings.faces):
+        raise MeshError(
+            f"no surface was found at density_threshold={threshold.density:.6g} on {lattice.shape} samples; what is "
+            "above it is smaller than a few cells. Try a lower threshold or a higher mesh_resolution."
+        )
+    rough = place_vertices(crossings, samples, evaluate, 0)
+    stays, dropped = outer_faces(rough, crossings.faces, options.keep_pieces)
+    return _Shell(samples, crossings.select(stays), threshold, len(surface.cells), dropped)
+
+
+def _lattice_over(low: FloatArray, high: FloatArray, radius: float, samples: int) -> Lattice:
+    """Cubic cells over a box in the cube; ``samples`` along its longest side, sides on the cube's faces stay there."""
+    sides = high - low
+    spacing = float(sides.max()) / (samples - 1)
+    shape = np.maximum(np.ceil(sides / spacing - 1e-6).astype(int) + 1, 2)
+    spare = (shape - 1) * spacing - sides
+    on_low, on_high = low <= -radius + 1e-9, high >= radius - 1e-9
+    origin = low - np.where(on_low, 0.0, np.where(on_high, spare, spare / 2))
+    return Lattice(
+        (float(origin[0]), float(origin[1]), float(origin[2])), spacing, (int(shape[0]), int(shape[1]), int(shape[2]))
+    )
+
+
+def _try_larger(
+    shell: _Shell, raw: RawDensity, evaluate: Evaluator, field: Field, options: ExtractionSettings
+) -> _Shell:
+    """The level set in a larger cube if it is whole there, else the one that was cut."""
+    radius = min(field.reach, 1.25 * field.scene_radius)
+    try:
+        larger = _shell_in_cube(raw, evaluate, field.level, radius, options)
+    except MeshError:
+        return shell
+    return shell if _touches(larger, radius) else larger
+
+
+def _touches(shell: _Shell, radius: float) -> bool:
+    """Whether the surface met a face of the cube of half side ``radius``."""
+    return bool((shell.sides_cut & shell.sides_on_cube(radius)).any())
+
+
+def _colors(field: Field, vertices: FloatArray, chunk_size: int) -> FloatArray:
+    colors = evaluate_chunks(field.color_function(), vertices, field.device, chunk_size)
+    bad = ~np.isfinite(colors).all(1)
+    if bad.any():
+        raise FieldError(
+            f"the field's colour is not finite at {int(bad.sum())} of {len(vertices)} vertices. "
+            "Check the weights, or run the network in fp32 (--dtype fp32)."
+        )
+    return np.clip(colors, 0, 1)
+
+
+def _report(shell: _Shell, options: ExtractionSettings, evaluations: int, seconds: float) -> ExtractionReport:
+    lattice, notes = shell.samples.lattice, []
+    touched = bool(shell.sides_cut.any())
+    if touched:
+        notes.append("The object reaches the border of the scene cube and was cut off flat there.")
+    if shell.threshold.chosen == "histogram":
+        notes.append(
+            f"The field hardly crosses its usual level; density_threshold={shell.threshold.density:.4g} was chosen "
+            "from the histogram of densities. Give --threshold to choose another."
+        )
+    return ExtractionReport(
+        threshold=shell.threshold.density,
+        threshold_chosen=shell.threshold.chosen,
+        mesh_resolution=options.mesh_resolution,
+        shape=lattice.shape,
+        box=(lattice.origin, lattice.upper),
+        evaluations=evaluations,
+        cells=shell.cells,
+        pieces_dropped=shell.pieces_dropped,
+        touched_border=touched,
+        warnings=tuple(notes),
+        seconds=seconds,
+    )
