@@ -1,0 +1,134 @@
+"""The table of known weights, and how a name or a folder becomes weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from multiview.errors import WeightsError
+from trilift import registry
+from trilift.registry import WEIGHT_SETS, find, models, resolve
+
+PLANNED = [row for row in WEIGHT_SETS if row.status == "planned"]
+
+
+def test_names_are_unique_and_complete():
+    names = [row.name for row in WEIGHT_SETS]
+    assert len(set(names)) == len(names) == 16
+    assert registry.ready_names() == ["tiny"]
+    assert {"triposr", "openlrm-mix-base", "instantmesh-large", "zero123plus-v1.2"} <= set(names)
+
+
+@pytest.mark.parametrize("row", WEIGHT_SETS, ids=lambda row: row.name)
+def test_facts_of_a_row_go_together(row):
+    assert row.sha256 is None or re.fullmatch("[0-9a-f]{64}", row.sha256)
+    assert row.size_bytes is None or row.size_bytes > 1_000_000
+    assert (row.needs_views == 0) == (row.stage == "views")
+    assert row.licence
+    if "NC" in row.licence or "Non-Commercial" in row.licence:
+        assert row.commercial == "no"
+
+
+def test_openlrm_sizes_are_four_bytes_a_parameter():
+    """Parameter counts as published: 111,390,948 and 260,201,972 and 452,138,004."""
+    assert find("openlrm-obj-small").size_bytes == 4 * 111_390_948
+    assert find("openlrm-mix-base").size_bytes == 4 * 260_201_972
+    assert find("openlrm-mix-large").size_bytes == 4 * 452_138_004
+    assert find("openlrm-mix-large").repository == "zxhezexin/openlrm-mix-large-1.1"
+
+
+@pytest.mark.parametrize("row", PLANNED, ids=lambda row: row.name)
+def test_planned_weights_say_so(row):
+    with pytest.raises(WeightsError, match=rf"{row.name}: planned, not yet available.*Ready today: tiny"):
+        resolve(row.name)
+
+
+def test_unknown_name_gets_the_nearest_known_ones():
+    with pytest.raises(WeightsError, match=r"'TripoSR-large' is not a known model.*Did you mean .*triposr"):
+        resolve("TripoSR-large")
+    with pytest.raises(WeightsError, match=r"'tyni' is not a known model.*Did you mean tiny"):
+        resolve("tyni")
+
+
+def test_unknown_name_without_likeness_gets_no_guess():
+    with pytest.raises(WeightsError) as caught:
+        resolve("zzzzqqqq")
+    assert "Did you mean" not in str(caught.value)
+    assert "Ready today: tiny" in str(caught.value)
+
+
+def test_a_folder_is_itself(tmp_path):
+    assert resolve(tmp_path) == (tmp_path, None)
+    assert resolve(str(tmp_path)) == (tmp_path, None)
+
+
+def test_a_missing_folder_and_a_file_are_named(tmp_path):
+    with pytest.raises(WeightsError, match=r"nowhere: expected a folder .* does not exist"):
+        resolve(tmp_path / "nowhere")
+    file = tmp_path / "model.ckpt"
+    file.write_bytes(b"x")
+    with pytest.raises(WeightsError, match=r"model.ckpt: expected a folder .* is a file"):
+        resolve(str(file))
+
+
+@pytest.fixture
+def embedded(tmp_path, monkeypatch):
+    """An installation whose embedded weights are 5 bytes."""
+    monkeypatch.setattr(registry, "EMBEDDED", tmp_path)
+    file = tmp_path / "tiny" / "model.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(b"12345")
+    return file
+
+
+def test_a_known_name_wins_over_a_folder_of_that_name(embedded, tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    (work / "tiny").mkdir(parents=True)
+    monkeypatch.chdir(work)
+    assert resolve("tiny") == (embedded.parent, find("tiny"))
+    assert resolve("./tiny") == (Path("tiny"), None)
+
+
+def test_missing_embedded_weights_are_an_error(embedded):
+    embedded.unlink()
+    with pytest.raises(WeightsError, match=r"tiny: its weights .*model\.safetensors are not in this installation"):
+        resolve("tiny")
+
+
+def test_models_says_what_is_here(embedded):
+    rows = {info.weights.name: info for info in models()}
+    assert rows["tiny"].here and rows["tiny"].path == embedded
+    assert not rows["zero123-xl"].here
+    assert json.loads(json.dumps(rows["tiny"].as_json()))["here"] is True
+    embedded.unlink()
+    assert not models()[0].here
+
+
+def test_models_finds_what_the_hub_cache_holds(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def cached(repository, file, revision=None):
+        asked.append((repository, file, revision))
+        return str(tmp_path / file) if repository == "stabilityai/TripoSR" else None
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    rows = {info.weights.name: info for info in models()}
+    assert rows["triposr"].path == tmp_path / "model.ckpt"
+    assert not rows["openlrm-obj-small"].here
+    assert ("stabilityai/TripoSR", "model.ckpt", find("triposr").revision) in asked
+
+
+def test_embedded_weights_have_the_hash_of_the_table():
+    from multiview.weights import file_sha256
+
+    row = find("tiny")
+    path = row.embedded_folder / registry.WEIGHTS_FILE
+    if not path.is_file():
+        pytest.skip(f"{path} has not been trained yet")
+    assert row.sha256 == file_sha256(path), "the embedded weights changed: put their hash and size into registry.py"
+    assert row.size_bytes == path.stat().st_size

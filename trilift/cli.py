@@ -1,0 +1,259 @@
+"""The command line: ``trilift lift | batch | models | doctor | demo``.
+
+Nothing heavy is imported until a command needs it, so that ``--help`` is quick. Exit status 0: all lifted; 1: some
+inputs failed, each named on stderr; 2: wrong usage; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multiview.errors import SettingsError, TriliftError
+
+from . import __version__
+from .progress import Narrator, OnStage
+from .settings import BACKGROUNDS, FORMATS, LiftSettings
+
+if TYPE_CHECKING:
+    from .batch import LiftResult
+    from .pipeline import ImageTo3D
+
+_DTYPES = ("auto", "fp32", "bf16", "fp16")
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (``--help`` and wrong usage leave through SystemExit 0 and 2)."""
+    args = build_parser().parse_args(argv)
+    try:
+        status: int = args.command(args)
+        sys.stdout.flush()
+        return status
+    except SettingsError as error:
+        print(f"trilift: {error}", file=sys.stderr)
+        return USAGE
+    except TriliftError as error:
+        print(f"trilift: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("trilift: interrupted; what was finished is whole.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of stdout has gone, as in "trilift models | head -1"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; every default is that of `LiftSettings`."""
+    parser = argparse.ArgumentParser(prog="trilift", description="Turn a photo into a textured 3D object.")
+    parser.add_argument("--version", action="version", version=f"trilift {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    lift = commands.add_parser("lift", help="lift one photo or several", description=_LIFT_TEXT)
+    lift.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="any picture that Pillow reads")
+    _add_lift_options(lift)
+    lift.set_defaults(command=_lift)
+
+    batch = commands.add_parser("batch", help="lift a folder of photos; resumes", description=_BATCH_TEXT)
+    batch.add_argument("folder", type=Path, metavar="FOLDER", help="searched with its sub-folders")
+    _add_lift_options(batch)
+    batch.set_defaults(command=_batch)
+
+    models = commands.add_parser("models", help="list the known weights, their licences and whether they are here")
+    models.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
+    models.set_defaults(command=_models)
+
+    doctor = commands.add_parser("doctor", help="check this installation")
+    doctor.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    doctor.set_defaults(command=_doctor)
+
+    demo = commands.add_parser("demo", help="a small page in the browser")
+    demo.add_argument("--host", default="127.0.0.1", help="listen here (default %(default)s: this machine only)")
+    demo.add_argument("--port", type=_port, default=7860, help="port, 0 for any free one (default %(default)s)")
+    demo.add_argument("--share", action="store_true", help="also make a public link through gradio's servers")
+    demo.add_argument("--model", default="tiny", help="a name of trilift models, or a folder (default %(default)s)")
+    demo.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default %(default)s)")
+    demo.set_defaults(command=_demo)
+    return parser
+
+
+_LIFT_TEXT = (
+    "Lift photos. Each gets OUT/<name>/ with mesh.glb, input.png and asset.json; <name> is the file's stem, or its "
+    "full name where two photos share the stem."
+)
+_BATCH_TEXT = (
+    "Lift every photo below FOLDER. Sub-folders and names are kept below OUT, with results.jsonl and report.html. Run "
+    "it again to go on where it stopped: what is finished and unchanged is skipped."
+)
+
+
+def _add_lift_options(parser: argparse.ArgumentParser) -> None:
+    d = LiftSettings()
+    add = parser.add_argument
+    add("-o", "--out", type=Path, default=Path("out"), metavar="OUT", help="output folder (default %(default)s)")
+    add("--model", default="tiny", help="a name of trilift models, or a folder (default %(default)s)")
+    mesh = parser.add_argument_group("mesh")
+    add = mesh.add_argument
+    add("--resolution", type=int, default=d.resolution, metavar="N", help="samples per axis (default %(default)s)")
+    add("--threshold", type=_auto_or_number, default=d.threshold, metavar="auto|X", help="density of the surface")
+    add("--faces", type=int, metavar="N", help="reduce to at most N triangles")
+    formats_help = f"of {','.join(FORMATS)} (default {','.join(d.formats)})"
+    add("--format", dest="formats", type=_formats, default=d.formats, metavar="F,F", help=formats_help)
+    add("--height", type=float, metavar="H", help="height of the exported object (default: longest side 1)")
+    add("--scale", type=float, metavar="S", help="file units for each world unit, in place of --height")
+    add("--turntable", action="store_true", help="also write a turntable")
+    photo = parser.add_argument_group("photo")
+    add = photo.add_argument
+    add("--background", choices=BACKGROUNDS, default=d.background, help="auto: mask file, alpha, else remove it")
+    add(
+        "--foreground-ratio",
+        type=float,
+        metavar="R",
+        help="object's share of the picture's side (default: the model's)",
+    )
+    add("--elevation", type=float, metavar="DEG", help="of the camera above the horizon (default: estimated)")
+    add("--fov", type=float, metavar="DEG", help="vertical field of view of the photo (default: assumed)")
+    add("--upright", choices=("auto", "off"), default=d.upright, help="off: leave the object in the camera's pitch")
+    running = parser.add_argument_group("running")
+    add = running.add_argument
+    add("--seed", type=int, default=d.seed, metavar="N", help="of all random numbers (default %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default %(default)s)")
+    add("--dtype", choices=_DTYPES, default="auto", help="of the network (default %(default)s)")
+    add("--json", action="store_true", help="one JSON object per photo on stdout, nothing else there")
+    add("--quiet", action="store_true", help="only failures on stderr")
+
+
+_SETTING_NAMES = (
+    "resolution", "threshold", "faces", "formats", "height", "scale", "turntable", "background", "foreground_ratio",
+    "elevation", "fov", "upright", "seed",
+)  # fmt: skip
+
+
+def _settings(args: argparse.Namespace) -> LiftSettings:
+    return LiftSettings(**{name: getattr(args, name) for name in _SETTING_NAMES})
+
+
+def _lift(args: argparse.Namespace) -> int:
+    settings = _settings(args)
+    narrator = Narrator(sys.stderr, args.quiet)
+    from .batch import asset_folders, lift_to_folder
+
+    places = asset_folders(args.photos)
+    pipe = _load(args, narrator)
+    failed = 0
+    for photo, place in places.items():
+        result = lift_to_folder(pipe, photo, args.out / place, settings, on_stage=narrator.stages_of(str(photo)))
+        failed += result.status == "failed"
+        _tell(result, narrator, args.json)
+    if failed and len(places) > 1:
+        narrator.say(f"{failed} of {len(places)} photos failed.")
+    return FAILED if failed else OK
+
+
+def _batch(args: argparse.Namespace) -> int:
+    settings = _settings(args)
+    narrator = Narrator(sys.stderr, args.quiet)
+    from .batch import REPORT_FILE, RESULTS_FILE, find_photos, lift_folder
+
+    photos = find_photos(args.folder, args.out)  # before the model is loaded, so that a wrong folder fails at once
+    narrator.say(f"{len(photos)} photos in {args.folder}")
+
+    def on_photo(index: int, count: int, source: str) -> OnStage:
+        return narrator.stages_of(f"[{index}/{count}] {source}")
+
+    counts = {"done": 0, "skipped": 0, "failed": 0}
+    for result in lift_folder(_load(args, narrator), args.folder, args.out, settings, on_photo=on_photo):
+        counts[result.status] += 1
+        _tell(result, narrator, args.json)
+    told = ", ".join(f"{number} {status}" for status, number in counts.items())
+    narrator.say(f"{told}. See {args.out / REPORT_FILE} and {args.out / RESULTS_FILE}.")
+    return FAILED if counts["failed"] else OK
+
+
+def _load(args: argparse.Namespace, narrator: Narrator) -> ImageTo3D:
+    from . import registry
+
+    registry.resolve(args.model)  # a wrong name fails before torch is loaded
+    start = time.perf_counter()
+    from .pipeline import ImageTo3D
+
+    pipe = ImageTo3D.from_pretrained(args.model, device=args.device, dtype=args.dtype)
+    narrator.say(f"model {pipe.weights.name} on {pipe.device}, loaded in {time.perf_counter() - start:.1f} s")
+    return pipe
+
+
+def _tell(result: LiftResult, narrator: Narrator, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result.as_json(), ensure_ascii=False), flush=True)
+    if result.status == "failed":
+        narrator.problem(result.error or f"{result.source}: failed")
+        return
+    for warning in result.warnings:
+        narrator.say(f"{result.source}: warning: {warning}")
+    doing = "already there, skipped" if result.status == "skipped" else f"lifted in {result.seconds:.1f} s"
+    narrator.say(f"{result.source}: {doing}: {result.folder}")
+
+
+def _models(args: argparse.Namespace) -> int:
+    from .registry import models
+
+    rows = models()
+    if args.json:
+        for row in rows:
+            print(json.dumps(row.as_json()))
+        return OK
+    head = ("name", "stage", "status", "here", "size", "licence", "commercial", "what")
+    table = [head, *(row.as_cells() for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(head))]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    return OK
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from .doctor import examine
+
+    findings = examine()
+    if args.json:
+        print(json.dumps({f.name: {"state": f.state, "text": f.text} for f in findings}, ensure_ascii=False))
+    else:
+        for f in findings:
+            print(f"{f.state:<5} {f.name}: {f.text}")
+    return FAILED if any(f.state == "bad" for f in findings) else OK
+
+
+def _demo(args: argparse.Namespace) -> int:
+    import importlib
+    import importlib.util
+
+    # A wheel carries the page as trilift_demo, a checkout as demo.
+    home = "trilift_demo" if importlib.util.find_spec("trilift_demo") else "demo"
+    try:
+        page: Any = importlib.import_module(f"{home}.app")
+    except ImportError as error:
+        raise TriliftError(f"the page cannot be loaded ({error}). Try: pip install gradio.") from error
+    argv = ["--host", args.host, "--port", str(args.port), "--model", args.model, "--device", args.device]
+    argv += ["--share"] if args.share else []
+    return int(page.main(argv) or OK)
+
+
+def _auto_or_number(text: str) -> Any:
+    return text if text == "auto" else float(text)
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    return tuple(part.strip().lower() for part in text.split(",") if part.strip())
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"expected 0 to 65535, found {port}")
+    return port
