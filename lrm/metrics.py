@@ -18,7 +18,7 @@ from torch import Tensor
 from multiview.cameras import pitch_rotation, yaw_rotation
 from multiview.errors import ImageError, MeshError, SettingsError
 
-from .inside import inside_mesh
+from .inside import SHEET_HALF_THICKNESS, inside_mesh, longest_side
 from .mesh import Mesh
 
 Floats = NDArray[np.float64]
@@ -123,7 +123,7 @@ def score_shape(answer: Mesh, truth: TrueShape) -> dict[str, float]:
     plain = cell_centres((settings.grid // 2,) * 3, settings.grid)
     halves = _half_cells(_moved(answer.vertices.astype(np.float64), rigid), settings.grid)
     aligned = _moved(cell_centres(halves, settings.grid), np.linalg.inv(rigid))
-    inside = inside_mesh(answer.vertices, answer.faces, np.concatenate([plain, aligned]))
+    inside = inside_placed(answer, np.concatenate([plain, aligned]))
     scores = {"iou": overlap(inside[: len(plain)].reshape(truth.occupied.shape), truth.occupied)}
     scores |= surface_scores(points, truth.points, settings.fscore_distances)
     wide = inside[len(plain) :].reshape(tuple(2 * h for h in halves))
@@ -158,7 +158,37 @@ def occupancy(mesh: Mesh, grid: int = 64) -> Bools:
     if grid < 2 or grid % 2:
         raise SettingsError(f"grid={grid}: expected an even number of cells per axis, at least 2.")
     points = cell_centres((grid // 2,) * 3, grid)
-    return inside_mesh(mesh.vertices, mesh.faces, points).reshape(grid, grid, grid)
+    return inside_placed(mesh, points).reshape(grid, grid, grid)
+
+
+def inside_placed(mesh: Mesh, points: Floats) -> Bools:
+    """`lrm.inside.inside_mesh`, sooner: beyond the box of a closed mesh the winding number is 0, and nothing is asked.
+
+    Args:
+        mesh: any.
+        points: (P, 3), same unit.
+
+    Returns:
+        (P,) bool, equal to what `inside_mesh` gives.
+    """
+    if not _is_closed(mesh):
+        return inside_mesh(mesh.vertices, mesh.faces, points)
+    reach = 1.001 * SHEET_HALF_THICKNESS * longest_side(mesh.vertices)
+    low, high = mesh.bounds.astype(np.float64)
+    near = np.flatnonzero(((points >= low - reach) & (points <= high + reach)).all(1))
+    inside = np.zeros(len(points), bool)
+    inside[near] = inside_mesh(mesh.vertices, mesh.faces, points[near])
+    return inside
+
+
+def _is_closed(mesh: Mesh) -> bool:
+    """Whether every edge is run along as often one way as the other, once vertices in one place are joined."""
+    if mesh.is_watertight:
+        return True
+    _, place = np.unique(mesh.vertices, axis=0, return_inverse=True)
+    faces = place.reshape(-1)[mesh.faces].astype(np.int64)
+    tail, head = faces.reshape(-1), faces[:, [1, 2, 0]].reshape(-1)
+    return bool((np.sort(tail * len(place) + head) == np.sort(head * len(place) + tail)).all())
 
 
 def overlap(a: Bools, b: Bools) -> float:
@@ -344,13 +374,18 @@ def ssim(answer: Tensor, truth: Tensor) -> Tensor:
 
 def _blurred(pictures: Tensor) -> Tensor:
     """Gaussian mean over every whole window: (V, C, H, W) → (V, C, H - 10, W - 10)."""
-    steps = torch.arange(_SSIM_SIZE, dtype=pictures.dtype, device=pictures.device) - _SSIM_SIZE // 2
+    return _windows(pictures.shape[2]).to(pictures) @ pictures @ _windows(pictures.shape[3]).to(pictures).T
+
+
+def _windows(length: int) -> Tensor:
+    """(length - 10, length) float64: row i holds the window over i .. i + 10. A product of matrices beats a
+    convolution of single channels several times over."""
+    steps = torch.arange(_SSIM_SIZE, dtype=torch.float64) - _SSIM_SIZE // 2
     window = torch.exp(-steps.square() / (2 * _SSIM_SIGMA**2))
-    window = window / window.sum()
-    planes = pictures.flatten(0, 1)[:, None]
-    planes = torch.nn.functional.conv2d(planes, window[None, None, :, None])
-    planes = torch.nn.functional.conv2d(planes, window[None, None, None, :])
-    return planes.reshape(*pictures.shape[:2], *planes.shape[2:])
+    rows = torch.zeros(length - _SSIM_SIZE + 1, length, dtype=torch.float64)
+    for offset, weight in enumerate(window / window.sum()):
+        rows.diagonal(offset).fill_(float(weight))
+    return rows
 
 
 def _check_pictures(answer: Tensor, truth: Tensor) -> None:
@@ -360,28 +395,28 @@ def _check_pictures(answer: Tensor, truth: Tensor) -> None:
         )
 
 
-def bootstrap_interval(
-    values: Sequence[float] | NDArray[Any], *, resamples: int = 10_000, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
-    """Interval of a mean by the percentile bootstrap; the same values and seed give the same interval.
+def bootstrap_intervals(
+    table: NDArray[Any], *, resamples: int = 10_000, seed: int = 0, level: float = 0.95
+) -> NDArray[np.float64]:
+    """Intervals of the means of columns by the percentile bootstrap; rows are drawn with replacement.
 
     Args:
-        values: N >= 1 numbers.
-        resamples: drawn with replacement.
-        seed: of the draws.
-        level: share of resampled means inside.
+        table: (N, K) numbers, N >= 1 rows.
+        resamples: how often N rows are drawn.
+        seed: of the draws; the same table and seed give the same intervals.
+        level: share of the resampled means inside.
+
+    Returns:
+        (K, 2) low and high.
 
     Raises:
-        SettingsError: no values.
+        SettingsError: not a table, or no rows.
     """
-    numbers = np.asarray(values, np.float64)
-    if numbers.size == 0:
-        raise SettingsError("an interval wants at least one value, found none.")
-    rng = np.random.default_rng(seed)
-    rows = max(1, 2_000_000 // numbers.size)  # keeps the table of draws small
-    means = [
-        numbers[rng.integers(0, numbers.size, (min(rows, resamples - start), numbers.size))].mean(1)
-        for start in range(0, resamples, rows)
-    ]
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    if table.ndim != 2 or not len(table):
+        raise SettingsError(f"an interval wants a table with at least one row of values, found shape {table.shape}.")
+    count = len(table)
+    # How often each row is drawn is all that a mean needs.
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    means = drawn @ np.asarray(table, np.float64) / count
+    bounds: NDArray[np.float64] = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return bounds.T

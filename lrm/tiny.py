@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,9 @@ from .models import Reconstruction, ReconstructionModel
 
 ARCHITECTURE = "tiny"
 ELEVATION_UNIT_DEG = 30.0
+# Planes this much larger than convolutions give them at first make a gradient step count in the field: in a toy of
+# four objects, 240 steps came to a loss of 0.093 with it and of 0.153 without.
+PLANE_GAIN = 10.0
 USUAL_LOG_FOCAL = 1.5  # log of 4.5 half images: a 40 degree camera 2.6 longest sides away, cropped
 
 
@@ -68,7 +72,7 @@ class TinyConfig:
         foreground_ratio: longest side of the object's box / image side in training.
     """
 
-    image_size: int = 128
+    image_size: int = 96
     stem: tuple[int, int, int, int] = (32, 64, 128, 224)
     width: int = 192
     heads: int = 3
@@ -114,19 +118,18 @@ def contract_depth(depth: Tensor, contraction: float) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions around a skip; shape kept."""
+    """Two times norm, SiLU and 3 x 3 convolution, around a skip; shape kept."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(8, channels)
+        self.norm1, self.norm2 = nn.GroupNorm(8, channels), nn.GroupNorm(8, channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
-        y = F.silu(self.conv1(self.norm(x)))
-        return x + self.conv2(y)
+        y = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(y)))
 
 
 class PlaneBlock(nn.Module):
@@ -174,6 +177,31 @@ class PlaneDecoder(nn.Module):
         return self.out(x)
 
 
+class CameraHead(nn.Module):
+    """Guess the camera from the picture alone, with convolutions of its own.
+
+    Kept apart from the stem: pooled stem features learned next to nothing about the elevation in 36,000 pictures, a
+    small network that keeps the layout learns it at once.
+    """
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        sizes = (6, 24, 32, 64, 128)
+        stages = [self._stage(a, b) for a, b in pairwise(sizes)]
+        self.body = nn.Sequential(*stages, nn.Conv2d(sizes[-1], 32, 1), nn.Flatten())
+        self.out = nn.Sequential(nn.Linear(32 * (image_size // 16) ** 2, 128), nn.SiLU(), nn.Linear(128, 2))
+
+    @staticmethod
+    def _stage(a: int, b: int) -> nn.Sequential:
+        """Halve the side, (B, a, H, W) → (B, b, H / 2, W / 2)."""
+        layers = [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(8, b), nn.SiLU()]
+        return nn.Sequential(*layers, nn.Conv2d(b, b, 3, padding=1), nn.GroupNorm(8, b), nn.SiLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 6, S, S) → (B, 2): elevation in units of 30 degrees, and log focal length less its usual value."""
+        return self.out(self.body(x))
+
+
 class TinyNetwork(nn.Module):
     """Picture → planes, elevation, focal length; see the drawing at the top of the file."""
 
@@ -199,7 +227,7 @@ class TinyNetwork(nn.Module):
             PlaneDecoder(width, config.stem, config.side_channels, 2, config.plane_channels) for _ in range(2)
         )
         self.front_plane = PlaneDecoder(width, config.stem, config.front_channels, 1, config.plane_channels)
-        self.head = nn.Sequential(nn.Linear(c3 + width, 128), nn.SiLU(), nn.Linear(128, 2))
+        self.head = CameraHead(config.image_size)
         self.decoder = PlanesDecoder(config.plane_channels, config.decoder_width, config.decoder_layers, "relu")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -212,7 +240,8 @@ class TinyNetwork(nn.Module):
             ``planes`` (B, 3, C, S / 2, S / 2) float32 in the picture's frame, and ``camera`` (B, 2) float32:
             elevation in units of 30 degrees and log focal length less its usual value.
         """
-        features = self._stem(_network_input(images))
+        x = _network_input(images)
+        features = self._stem(x)
         tokens = self._plane_tokens(features)
         b, side = images.shape[0], self.config.image_size // 16
         maps = tokens.transpose(1, 2).reshape(b, -1, 3, side, side)
@@ -225,8 +254,7 @@ class TinyNetwork(nn.Module):
             F.interpolate(plane(maps[:, :, i], seeds).float(), scale_factor=2, mode="bilinear")
             for i, (plane, seeds) in enumerate(zip(self.side_planes, (columns, rows), strict=True))
         )
-        pooled = torch.cat([features[3].mean((2, 3)), tokens.mean(1)], -1)
-        return torch.stack([xy, xz, front], 1), self.head(pooled).float()
+        return torch.stack([xy, xz, front], 1) * PLANE_GAIN, self.head(x).float()
 
     def _stem(self, x: Tensor) -> list[Tensor]:
         """(B, 6, S, S) → features at 1/2, 1/4, 1/8 and 1/16."""

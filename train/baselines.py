@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrm.mesh import Mesh
-from lrm.metrics import Bools, Floats, overlap
+from lrm.metrics import Bools, Floats
 from multiview.cameras import yaw_rotation
 from multiview.errors import ImageError, SettingsError
 
@@ -35,7 +35,7 @@ MEAN_SHAPE_LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6)
 RETRIEVAL_AZIMUTHS = tuple(range(0, 360, 30))
 RETRIEVAL_ELEVATIONS = (0, 15, 30)
 RETRIEVAL_SIZE = 32  # pixels per side of the silhouettes compared
-_OUTLINE_SIZE = 128  # pixels per side of the silhouette that is extruded
+_OUTLINE_SIZE = 64  # pixels per side of the silhouette that is extruded; its outline is finer than that
 
 Bytes = NDArray[np.uint8]
 
@@ -178,9 +178,10 @@ def fit_constants(examples: Sequence[Example]) -> Constants:
         centres = _front_centres(example.occupied.shape[0])
         dome = _dome(silhouette, centres)
         prism = silhouette.covers(centres).astype(np.float64)
-        ellipsoid += [_profile_iou(example.occupied, depth * dome) for depth in DEPTHS]
-        extrusion += [_profile_iou(example.occupied, depth * prism) for depth in DEPTHS]
-    mean_shape = np.mean([boxed(example.occupied) for example in examples], 0, dtype=np.float32)
+        ellipsoid += profile_ious(example.occupied, np.outer(DEPTHS, dome))
+        extrusion += profile_ious(example.occupied, np.outer(DEPTHS, prism))
+    shares = np.stack([boxed(example.occupied) for example in examples]).mean(0)
+    mean_shape = np.asarray(shares, np.float32)
     depth, level, mean_iou = _fit_mean_shape(mean_shape, silhouettes, examples)
     return Constants(
         objects=len(examples),
@@ -210,11 +211,22 @@ def _dome(silhouette: Silhouette, points: Floats) -> Floats:
     return dome
 
 
-def _profile_iou(occupied: Bools, half_depth: Floats) -> float:
-    """IoU of a truth (G, G, G) with the solid |x| < ``half_depth`` (G * G,)."""
-    grid = len(occupied)
-    x = np.abs((np.arange(grid) + 0.5) * 2 / grid - 1)
-    return overlap(occupied, x[:, None, None] < half_depth.reshape(1, grid, grid))
+def profile_ious(occupied: Bools, half_depths: Floats) -> Floats:
+    """IoU of a truth with solids |x| < half depth, many at once.
+
+    Args:
+        occupied: (G, G, G) over [-1, 1]^3, G even.
+        half_depths: (K, G * G) for the columns along x, y slowest.
+
+    Returns:
+        (K,) in [0, 1].
+    """
+    half = len(occupied) // 2
+    near_and_far = occupied[half:].astype(np.int64) + occupied[half - 1 :: -1]  # both cells at |x|, from x = 0 outward
+    within = np.concatenate([np.zeros((1, half * half * 4), np.int64), near_and_far.reshape(half, -1).cumsum(0)])
+    cells = np.searchsorted((np.arange(half) + 0.5) / half, half_depths)  # (K, G * G) of them on each side
+    common = np.take_along_axis(within, cells, 0).sum(1)
+    return common / np.maximum(int(occupied.sum()) + 2 * cells.sum(1) - common, 1)
 
 
 def boxed(occupied: Bools, size: int = 32) -> Bools:
@@ -240,7 +252,7 @@ def _fit_mean_shape(
         solid = boxed(mean_shape > level, len(mean_shape))
         for depth in MEAN_SHAPE_DEPTHS:
             found = [
-                overlap(example.occupied, _stretched(solid, (2 * depth, *silhouette.extent), len(example.occupied)))
+                _stretched_iou(solid, (2 * depth, *silhouette.extent), example.occupied)
                 for silhouette, example in zip(silhouettes, examples, strict=True)
             ]
             if (mean := float(np.mean(found))) > best[2]:
@@ -248,14 +260,14 @@ def _fit_mean_shape(
     return best
 
 
-def _stretched(solid: Bools, extent: tuple[float, float, float], grid: int) -> Bools:
-    """A solid (M, M, M) that fills its cube, stretched to a centred box of sides ``extent`` in the grid (G, G, G)."""
-    axis = (np.arange(grid) + 0.5) * 2 / grid - 1
-    result = np.zeros((grid,) * 3, bool)
+def _stretched_iou(solid: Bools, extent: tuple[float, float, float], occupied: Bools) -> float:
+    """IoU of a truth (G, G, G) with a solid (M, M, M) that fills its cube, stretched to a centred box of ``extent``."""
+    axis = (np.arange(len(occupied)) + 0.5) * 2 / len(occupied) - 1
     inside = [np.flatnonzero(np.abs(axis) < side / 2) for side in extent]
     source = [((axis[i] / side + 0.5) * len(solid)).astype(np.int64) for i, side in zip(inside, extent, strict=True)]
-    result[np.ix_(*inside)] = solid[np.ix_(*source)]
-    return result
+    stretched = solid[np.ix_(*source)]
+    common = int((stretched & occupied[np.ix_(*inside)]).sum())
+    return common / max(int(occupied.sum()) + int(stretched.sum()) - common, 1)
 
 
 def ellipsoid(silhouette: Silhouette, constants: Constants, *, segments: int = 48) -> Mesh:
@@ -289,7 +301,7 @@ def _ball_faces(rings: int, segments: int) -> NDArray[np.int64]:
 
 
 def extrusion(silhouette: Silhouette, constants: Constants) -> Mesh:
-    """The silhouette's outline (marching squares on 128 px) between two flat caps: a closed mesh, outward."""
+    """The silhouette's outline (marching squares on 64 px) between two flat caps: a closed mesh, outward."""
     import mcubes
 
     side = silhouette.picture.shape[0]
@@ -358,7 +370,7 @@ class Retrieval:
             for azimuth in RETRIEVAL_AZIMUTHS
             for elevation in RETRIEVAL_ELEVATIONS
         ]
-        return cls(meshes, np.stack(seen).astype(np.float32) / 255)
+        return cls(meshes, np.asarray(np.stack(seen) / 255, np.float32))
 
     def answer(self, silhouette: Silhouette) -> Mesh:
         """The object whose silhouette differs least (sum of squares), turned as it was seen."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lrm.tiny import ELEVATION_UNIT_DEG, USUAL_LOG_FOCAL, contract_depth
@@ -163,6 +164,15 @@ def light(view: Tensor, rng: np.random.Generator, augment: Augment) -> Tensor:
     return torch.cat([color * (alpha > 0), alpha])
 
 
+def resized(image: Tensor, size: int) -> Tensor:
+    """Straight RGBA (4, S, S) → (4, size, size), averaged where colour is premultiplied, as a cut-out is."""
+    if image.shape[-1] == size:
+        return image
+    premultiplied = torch.cat([image[:3] * image[3:], image[3:]])
+    small = F.interpolate(premultiplied[None], (size, size), mode="bilinear", antialias=True)[0]
+    return torch.cat([(small[:3] / small[3:].clamp(min=1e-4)).clamp(0, 1), small[3:]])
+
+
 def make_batch(
     sources: Sequence[tuple[PackedData, float]],
     *,
@@ -172,6 +182,7 @@ def make_batch(
     points: int,
     free: int,
     surface: int,
+    image_size: int,
     contraction: float,
     augment: Augment,
 ) -> Batch:
@@ -181,7 +192,7 @@ def make_batch(
         sources: packed data and how often each is drawn from.
         seed, step: all randomness.
         batch_size, points, free, surface: pictures; labelled, free-space and coloured points per picture.
-        contraction: as the model's.
+        image_size, contraction: as the model's.
         augment: what is done to pictures.
     """
     rng = np.random.default_rng([seed, step])
@@ -191,6 +202,7 @@ def make_batch(
         data = sources[which][0]
         obj, view = int(rng.integers(len(data))), int(rng.integers(data.arrays["views"].shape[1]))
         rows.append(_sample(data.item(obj, view, rng, points, surface), rng, free, contraction, augment))
+    rows = [(resized(image, image_size), *others) for image, *others in rows]
     return Batch(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 

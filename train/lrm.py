@@ -33,7 +33,7 @@ from multiview.errors import SettingsError
 from multiview.files import write_json_whole, written_whole
 from multiview.weights import config_from_dict, load_strict
 
-from .batches import Augment, Batch, PackedData, light, make_batch, picture_coordinates
+from .batches import Augment, Batch, PackedData, light, make_batch, picture_coordinates, resized
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ def val_iou(network: TinyNetwork, data: PackedData, limit: int = 100) -> dict[st
         batch_item = data.item(obj, 0, rng, 2, 1)
         camera = batch_item["camera"]
         view = torch.from_numpy(batch_item["view"])
-        planes, head = network(light(view, rng, unlit)[None].to(network.image_position.device))
+        picture = resized(light(view, rng, unlit), network.config.image_size)
+        planes, head = network(picture[None].to(network.image_position.device))
         points = data.arrays["points"][obj, :half].astype(np.float32)
         coordinates = torch.from_numpy(picture_coordinates(points, camera, network.config.depth_contraction))
         raw = occupancy_and_color(network, planes, coordinates[None].to(planes.device))[0, :, 0]
@@ -187,6 +188,7 @@ class Trainer:
             points=c.points,
             free=c.free_points,
             surface=c.surface_points,
+            image_size=c.network.image_size,
             contraction=c.network.depth_contraction,
             augment=c.augment,
         )

@@ -1,4 +1,4 @@
-"""The command line: ``trilift lift | batch | models | doctor | demo``.
+"""The command line: ``trilift lift | batch | models | doctor | eval | demo``.
 
 Nothing heavy is imported until a command needs it, so that ``--help`` is quick. Exit status 0: all lifted; 1: some
 inputs failed, each named on stderr; 2: wrong usage; 130: interrupted.
@@ -31,7 +31,13 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (``--help`` and wrong usage leave through SystemExit 0 and 2)."""
-    args = build_parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    # The options of eval live with it in train, so that --help stays quick.
+    args = (
+        argparse.Namespace(command=_eval, words=words[1:])
+        if words[:1] == ["eval"]
+        else build_parser().parse_args(words)
+    )
     try:
         status: int = args.command(args)
         sys.stdout.flush()
@@ -73,6 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check this installation")
     doctor.add_argument("--json", action="store_true", help="one JSON object on stdout")
     doctor.set_defaults(command=_doctor)
+
+    score = commands.add_parser("eval", help="score a model against true meshes (extra train)", add_help=False)
+    score.set_defaults(command=_eval)
 
     demo = commands.add_parser("demo", help="a small page in the browser")
     demo.add_argument("--host", default="127.0.0.1", help="listen here (default %(default)s: this machine only)")
@@ -229,16 +238,29 @@ def _doctor(args: argparse.Namespace) -> int:
     return FAILED if any(f.state == "bad" for f in findings) else OK
 
 
-def _demo(args: argparse.Namespace) -> int:
+def _eval(args: argparse.Namespace) -> int:
+    instrument = _room("train", "evaluate", "pip install 'trilift[train]'")
+    return int(instrument.main(args.words))
+
+
+def _room(name: str, module: str, remedy: str) -> Any:
+    """A module of a room that only the front door may reach; a wheel carries it under ``trilift_<name>``.
+
+    Raises:
+        TriliftError: it cannot be imported; says what to install.
+    """
     import importlib
     import importlib.util
 
-    # A wheel carries the page as trilift_demo, a checkout as demo.
-    home = "trilift_demo" if importlib.util.find_spec("trilift_demo") else "demo"
+    home = f"trilift_{name}" if importlib.util.find_spec(f"trilift_{name}") else name
     try:
-        page: Any = importlib.import_module(f"{home}.app")
+        return importlib.import_module(f"{home}.{module}")
     except ImportError as error:
-        raise TriliftError(f"the page cannot be loaded ({error}). Try: pip install gradio.") from error
+        raise TriliftError(f"{name}.{module} cannot be loaded ({error}). Try: {remedy}.") from error
+
+
+def _demo(args: argparse.Namespace) -> int:
+    page = _room("demo", "app", "pip install gradio")
     argv = ["--host", args.host, "--port", str(args.port), "--model", args.model, "--device", args.device]
     argv += ["--share"] if args.share else []
     return int(page.main(argv) or OK)

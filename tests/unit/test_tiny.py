@@ -125,7 +125,7 @@ def test_other_architectures_are_refused(tmp_path: Path) -> None:
 
 def test_numbers_that_are_not_finite_are_an_error() -> None:
     broken = TinyLRM.random(SMALL, seed=0)
-    broken.network.head[2].bias.fill_(math.nan)
+    broken.network.head.out[2].bias.fill_(math.nan)
     with pytest.raises(FieldError, match="not finite"):
         broken.reconstruct(torch.rand(1, 4, 32, 32))
 
