@@ -18,14 +18,16 @@ pytest.importorskip("igl", reason="libigl is in the extra train")
 
 from lrm.mesh import Mesh
 from lrm.meshfile import read_mesh, write_mesh
-from lrm.metrics import PSNR_CEILING, ShapeSettings
+from lrm.metrics import PSNR_CEILING, ShapeSettings, placed
 from lrm.volume import render
 from multiview.cameras import orbit
 from multiview.errors import MeshError, SettingsError
 from tests.fakes import ellipsoid_field, use_fake_model
-from train import evaluate as page
+from train import protocol as protocol_page
 from train.baselines import TRIVIAL_ANSWERS, Bytes, turned
-from train.evaluate import EvalObject, EvalProtocol, evaluate, find_objects, input_psnr, main, spread
+from train.evaluate import evaluate, main
+from train.protocol import EvalObject, EvalProtocol, find_objects, spread
+from train.scorecard import input_psnr
 
 QUADS = ((0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3))
 SMALL = replace(
@@ -171,7 +173,7 @@ def test_input_fills_85_percent_and_shows_the_side_toward_the_camera() -> None:
 
 
 def test_the_turned_truth_seen_from_azimuth_0_is_the_input() -> None:
-    mesh = page.placed(lopsided())
+    mesh = placed(lopsided())
     asked = SMALL.look(mesh, 70.0, 25.0).astype(int)
     assert np.abs(SMALL.look(turned(mesh, 70.0), 0.0, 25.0) - asked).mean() < 1  # single pixels at edges
     assert np.abs(SMALL.look(turned(mesh, -70.0), 0.0, 25.0) - asked).mean() > 10
@@ -194,7 +196,7 @@ def test_inputs_are_framed_as_in_training() -> None:
     protocol = EvalProtocol()
     camera = crop_camera(obj.vertices, 70.0, 25.0, protocol.camera_distance)
     theirs = Caster(obj).view(camera, 128)[..., :4].astype(int)
-    ours = protocol.look(EvalObject("crane", Path(), page.placed(mesh)).mesh, 70.0, 25.0, 128).astype(int)
+    ours = protocol.look(EvalObject("crane", Path(), placed(mesh)).mesh, 70.0, 25.0, 128).astype(int)
     assert np.abs(theirs[..., 3] - ours[..., 3]).mean() < 1.0
     solid = (theirs[..., 3] == 255) & (ours[..., 3] == 255)
     assert np.abs(theirs[solid] - ours[solid]).mean() < 1.5
@@ -248,7 +250,7 @@ def test_constants_are_fitted_once_for_one_train_folder(
     def again(_: Any) -> Any:
         raise AssertionError("fitted again")
 
-    monkeypatch.setattr(page, "fit_constants", again)
+    monkeypatch.setattr(protocol_page, "fit_constants", again)
     second = score(data, out, None, answers=("extrusion",), train=train)
     # Means of the mean shape are rounded in the file; what extrusion uses is not.
     assert second["constants"] == first["constants"]
@@ -272,7 +274,7 @@ def test_wrong_settings_are_errors(data: Path, tmp_path: Path, monkeypatch: pyte
         score(data, tmp_path, None, limit=0)
     with pytest.raises(SettingsError, match=r"nowhere.*mesh files"):
         score(tmp_path / "nowhere", tmp_path, None)
-    monkeypatch.setattr(page.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SettingsError, match=r"trilift\[train\]"):
         score(data, tmp_path, None)
 

@@ -1,0 +1,241 @@
+"""What `train.evaluate` draws and compares with: input and novel views, the true objects, and the trivial answers'
+constants, which are fitted on training objects drawn in the same way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrm.mesh import Mesh
+from lrm.meshfile import read_mesh
+from lrm.metrics import ShapeSettings, occupancy, placed
+from lrm.raster import render_mesh
+from multiview.cameras import Cameras, crop_intrinsics, orbit, project
+from multiview.color import bytes_from_unit
+from multiview.errors import MeshError, SettingsError
+from multiview.files import write_json_whole
+
+from .baselines import Bytes, Constants, Example, Retrieval, fit_constants, trivial_answer, turned
+from .objects import find_meshes
+
+CONSTANTS_FILE = "constants.json"
+
+
+@dataclass(frozen=True)
+class EvalProtocol:
+    """What is drawn and how it is compared; lengths in longest sides of the object.
+
+    Attributes:
+        azimuth_deg, elevation_deg: range of the input camera, uniform; the object's id seeds the draw.
+        fov_deg: of the camera before its picture is cropped, and of the novel views.
+        camera_distance: to the middle of the object's box.
+        image_size: pixels per side of input and novel views.
+        foreground_ratio: longest side of the silhouette's box / side of the cropped input.
+        light: ``none`` shows colours as they are; ``soft`` lights the input pictures, never the novel views.
+        novel_azimuths_deg, novel_elevation_deg: of the novel views, relative to the input camera's azimuth.
+        supersample: samples per pixel and axis in all pictures.
+        mesh_resolution: samples per axis when the model's surface is taken.
+        train_objects: on which the trivial answers are fitted.
+        shape: how shapes are compared.
+    """
+
+    azimuth_deg: tuple[float, float] = (0.0, 360.0)
+    elevation_deg: tuple[float, float] = (-5.0, 35.0)
+    fov_deg: float = 40.0
+    camera_distance: float = 0.9 / math.sin(math.radians(20.0))
+    image_size: int = 256
+    foreground_ratio: float = 0.85
+    light: str = "none"
+    novel_azimuths_deg: tuple[float, ...] = (45.0, 135.0, 225.0, 315.0)
+    novel_elevation_deg: float = 15.0
+    supersample: int = 2
+    mesh_resolution: int = 128
+    train_objects: int = 200
+    shape: ShapeSettings = field(default_factory=ShapeSettings)
+
+    def viewpoint(self, object_id: str) -> tuple[float, float]:
+        """Azimuth and elevation of the input camera in degrees, by crc32 of the object's id."""
+        rng = np.random.default_rng(seed_of(object_id))
+        return float(rng.uniform(*self.azimuth_deg)), float(rng.uniform(*self.elevation_deg))
+
+    def look(self, mesh: Mesh, azimuth_deg: float, elevation_deg: float, image_size: int | None = None) -> Bytes:
+        """Draw an object that is `placed`, cropped square about its silhouette: (S, S, 4) uint8 straight alpha."""
+        size = image_size or self.image_size
+        camera = orbit(azimuth_deg, elevation_deg, 2 * self.camera_distance, self.fov_deg)
+        uv = project(camera, torch.from_numpy(mesh.vertices))[0][0]
+        low, high = uv.amin(0), uv.amax(0)
+        side = float((high - low).max()) / self.foreground_ratio
+        left, top = ((low + high - side) / 2).tolist()
+        camera = Cameras(camera.c2w, crop_intrinsics(camera.intrinsics, left, top, side, side))
+        views = render_mesh(mesh, camera, size, shading=self.light == "soft", supersample=self.supersample)
+        return bytes_from_unit(torch.cat([views.images, views.alpha], 1)[0].permute(1, 2, 0).numpy())
+
+    def novel_views(self, mesh: Mesh) -> Tensor:
+        """(V, 3, S, S) unlit pictures over white of a mesh that is `placed`, its source camera at azimuth 0."""
+        cameras = orbit(self.novel_azimuths_deg, self.novel_elevation_deg, 2 * self.camera_distance, self.fov_deg)
+        return render_mesh(mesh, cameras, self.image_size, supersample=self.supersample).composite(1.0)
+
+
+def seed_of(object_id: str) -> int:
+    """crc32 of the id: the seed of all that is random about an object."""
+    return zlib.crc32(object_id.encode())
+
+
+# The true objects.
+
+
+@dataclass(frozen=True, eq=False)
+class EvalObject:
+    """One true object: its id (path below the folder, without suffix) and its mesh, `placed` but not yet turned."""
+
+    id: str
+    path: Path
+    mesh: Mesh
+
+    @classmethod
+    def read(cls, object_id: str, path: Path) -> EvalObject:
+        """Read a mesh file; vertices that no face uses are dropped, since they would widen the box.
+
+        Raises:
+            MeshError: as `lrm.meshfile.read_mesh` and `lrm.metrics.placed`.
+        """
+        mesh = read_mesh(path)
+        used, faces = np.unique(mesh.faces, return_inverse=True)
+        try:
+            return cls(object_id, path, placed(Mesh(mesh.vertices[used], faces.reshape(-1, 3), mesh.colors[used])))
+        except MeshError as error:
+            raise MeshError(f"{path}: {error}") from error
+
+
+def find_objects(folder: Path) -> dict[str, Path]:
+    """All mesh files below ``folder`` by id, sorted; two files with one stem are told apart by their suffix.
+
+    Raises:
+        SettingsError: no such folder, or no mesh files in it.
+    """
+    paths = find_meshes(folder) if folder.is_dir() else []
+    if not paths:
+        raise SettingsError(f"{folder}: expected a folder of mesh files (.glb, .obj, .ply ...), found none in it.")
+    stems = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+    return {
+        stem if stems.count(stem) == 1 else path.relative_to(folder).as_posix(): path
+        for stem, path in zip(stems, paths, strict=True)
+    }
+
+
+def spread(objects: Mapping[str, Path], limit: int | None) -> dict[str, Path]:
+    """At most ``limit`` objects, evenly spaced over the sorted ids, so that every pack has its share."""
+    ids = sorted(objects)
+    if limit is None or limit >= len(ids):
+        return {name: objects[name] for name in ids}
+    return {ids[index * len(ids) // limit]: objects[ids[index * len(ids) // limit]] for index in range(limit)}
+
+
+def true_mesh(mesh: Mesh, azimuth_deg: float) -> Mesh:
+    """The object as an answer should give it: turned by minus the azimuth, upright, and `placed` again."""
+    return placed(turned(mesh, azimuth_deg))
+
+
+def is_watertight(mesh: Mesh) -> bool:
+    """Whether every edge has exactly two faces once vertices in one place are joined (winding is not asked for)."""
+    _, place = np.unique(mesh.vertices, axis=0, return_inverse=True)
+    faces = place.reshape(-1)[mesh.faces]
+    edges = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), 1)
+    _, counts = np.unique(edges, axis=0, return_counts=True)
+    return bool((counts == 2).all())
+
+
+# The trivial answers.
+
+
+@dataclass(frozen=True, eq=False)
+class Trivial:
+    """The trivial answers that can be given here, and why the others cannot."""
+
+    names: tuple[str, ...]
+    left_out: Mapping[str, str]
+    constants: Constants | None = None
+    retrieval: Retrieval | None = None
+
+    def answer(self, name: str, picture: Bytes) -> Mesh:
+        """See `train.baselines.trivial_answer`."""
+        if self.constants is None:
+            raise SettingsError(f"{name}: {self.left_out.get(name, 'not fitted')}")
+        return trivial_answer(name, picture, self.constants, self.retrieval)
+
+
+def prepare_trivial(
+    names: Sequence[str],
+    train: Path | None,
+    out: Path,
+    test_ids: Iterable[str],
+    protocol: EvalProtocol,
+    tell: Callable[[str], None],
+) -> Trivial:
+    """Fit what the trivial answers need on training objects, or take it from OUT/constants.json if nothing changed.
+
+    Args:
+        names: of `TRIVIAL_ANSWERS`.
+        train: folder of training objects; None leaves all trivial answers out.
+        test_ids: never among the training objects.
+        tell: called with lines about the progress.
+
+    Raises:
+        SettingsError: the folder has no mesh files.
+        OutputError: constants.json cannot be written.
+    """
+    if not names or train is None:
+        reason = "no folder of training objects to fit its constants on; give one with --train"
+        return Trivial((), {name: reason for name in names})
+    hidden = set(test_ids)
+    chosen = spread({k: v for k, v in find_objects(train).items() if k not in hidden}, protocol.train_objects)
+    meshes = _readable(chosen, tell)
+    key = hashlib.sha256(
+        json.dumps([asdict(protocol), {k: path.stat().st_size for k, path in chosen.items()}]).encode()
+    ).hexdigest()
+    constants = _cached_constants(out / CONSTANTS_FILE, key)
+    if constants is None:
+        tell(f"fitting the trivial answers on {len(meshes)} objects of {train}; later runs into {out} reuse it")
+        constants = fit_constants([_example(name, mesh, protocol) for name, mesh in meshes.items()])
+        record = {"key": key, "train": str(train), "protocol": asdict(protocol), "constants": constants.as_json()}
+        write_json_whole(out / CONSTANTS_FILE, record)
+    retrieval = None
+    if "retrieval" in names:
+        tell(f"drawing the silhouettes of {len(meshes)} training objects")
+        retrieval = Retrieval.of(list(meshes.values()), protocol.look)
+    return Trivial(tuple(names), {}, constants, retrieval)
+
+
+def _readable(chosen: Mapping[str, Path], tell: Callable[[str], None]) -> dict[str, Mesh]:
+    """The meshes that can be read; a broken training object is no reason to stop."""
+    meshes = {}
+    for name, path in chosen.items():
+        try:
+            meshes[name] = EvalObject.read(name, path).mesh
+        except MeshError as error:
+            tell(f"left out of the training objects: {error}")
+    return meshes
+
+
+def _example(name: str, mesh: Mesh, protocol: EvalProtocol) -> Example:
+    azimuth, elevation = protocol.viewpoint(name)
+    return Example(protocol.look(mesh, azimuth, elevation), occupancy(true_mesh(mesh, azimuth), protocol.shape.grid))
+
+
+def _cached_constants(path: Path, key: str) -> Constants | None:
+    """What an earlier run fitted under the same key; None when there is none that can be used."""
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        return Constants.from_json(record["constants"]) if record["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError, SettingsError):
+        return None
