@@ -256,6 +256,10 @@ class TinyNetwork(nn.Module):
         )
         return torch.stack([xy, xz, front], 1) * PLANE_GAIN, self.head(x).float()
 
+    def camera(self, images: Tensor) -> Tensor:
+        """The camera numbers (B, 2) of `forward` alone, for pictures (B, 4, S, S)."""
+        return self.head(_network_input(images))
+
     def _stem(self, x: Tensor) -> list[Tensor]:
         """(B, 6, S, S) → features at 1/2, 1/4, 1/8 and 1/16."""
         x = self.entry(x)

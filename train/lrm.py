@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -57,6 +57,7 @@ class TrainConfig:
         points, free_points, surface_points: per picture.
         precision: ``no``, ``bf16`` or ``fp16``, as accelerate names them.
         init: a folder of `TinyLRM.save` to start from, or empty.
+        train: ``all``, or ``camera`` for the camera head alone; all other weights stay as ``init`` has them.
     """
 
     data: tuple[str, ...]
@@ -75,6 +76,7 @@ class TrainConfig:
     seed: int = 0
     precision: str = "bf16"
     init: str = ""
+    train: Literal["all", "camera"] = "all"
     log_every: int = 25
     val_every: int = 500
     save_every: int = 250
@@ -108,6 +110,12 @@ def losses(
         }
         total = torch.stack([getattr(weights, name) * value for name, value in parts.items()]).sum()
     return total, {name: value.detach() for name, value in parts.items()}
+
+
+def camera_loss(inner: TinyNetwork, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """The camera's part of `losses` alone, without running the rest of the network."""
+    loss = F.smooth_l1_loss(inner.camera(batch.images).float(), batch.camera, beta=0.3)
+    return loss, {"camera": loss.detach()}
 
 
 @torch.no_grad()
@@ -160,8 +168,11 @@ class Trainer:
         self.inner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = TinyNetwork(config.network).to(self.accelerator.device).eval().requires_grad_(False)
         self.average.load_state_dict(self.inner.state_dict())
-        decayed = [p for p in self.inner.parameters() if p.ndim > 1]
-        plain = [p for p in self.inner.parameters() if p.ndim <= 1]
+        if config.train == "camera":
+            self.inner.requires_grad_(False).head.requires_grad_(True)
+        trained = [p for p in self.inner.parameters() if p.requires_grad]
+        decayed = [p for p in trained if p.ndim > 1]
+        plain = [p for p in trained if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
         self.network, self.optimizer = self.accelerator.prepare(self.inner, optimizer)
@@ -197,8 +208,12 @@ class Trainer:
         """One optimiser step; returns the loss's parts. Raises `FloatingPointError` when the loss is not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
+        batch = batch.to(self.accelerator.device)
         with self.accelerator.autocast():
-            total, parts = losses(self.network, self.inner, batch.to(self.accelerator.device), self.config.loss)
+            if self.config.train == "camera":
+                total, parts = camera_loss(self.inner, batch)
+            else:
+                total, parts = losses(self.network, self.inner, batch, self.config.loss)
         if not torch.isfinite(total):
             raise FloatingPointError(f"step {self.step}: the loss is {total.item()}")
         self.accelerator.backward(total)

@@ -102,6 +102,20 @@ def test_stop_and_resume_equals_straight_through(recipe: Path, tmp_path: Path, m
     assert [row["step"] for row in log_of(tmp_path / "broken")] == [1, 2, 3, 4, 4, 5, 6]
 
 
+def test_camera_alone_leaves_all_other_weights_as_they_were(recipe: Path, tmp_path: Path) -> None:
+    assert main(["--config", str(recipe), "-o", str(tmp_path / "all"), "steps=2"]) == 0
+    init = f"init={tmp_path / 'all' / 'model'}"
+    words = ["train=camera", "steps=30", "batch_size=8", "learning_rate=0.003", "ema_decay=0.5", init]
+    assert main(["--config", str(recipe), "-o", str(tmp_path / "camera"), *words]) == 0
+    before = TinyLRM.from_folder(tmp_path / "all" / "model").network.state_dict()
+    after = TinyLRM.from_folder(tmp_path / "camera" / "model").network.state_dict()
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert changed
+    assert all(k.startswith("head.") for k in changed)
+    rows = log_of(tmp_path / "camera")
+    assert sum(r["camera"] for r in rows[-5:]) < 0.8 * sum(r["camera"] for r in rows[:5])
+
+
 def test_recipe_errors_name_the_key_and_the_file(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"unknown key 'stepz'. Did you mean 'steps'"):
         read_recipe(recipe, ["stepz=3"])

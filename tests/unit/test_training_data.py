@@ -109,7 +109,8 @@ def test_inside_points_project_into_the_silhouette(packed: Path, mirror: float) 
         points=512,
         free=64,
         surface=64,
-        image_size=48, contraction=1.2,
+        image_size=48,
+        contraction=1.2,
         augment=augment,
     )
     alpha = torch.nn.functional.grid_sample(
@@ -135,7 +136,8 @@ def test_surface_colours_meet_the_pixels_that_see_them(packed: Path) -> None:
         points=64,
         free=8,
         surface=400,
-        image_size=48, contraction=1.2,
+        image_size=48,
+        contraction=1.2,
         augment=PLAIN,
     )
     seen = torch.nn.functional.grid_sample(
@@ -165,7 +167,8 @@ def test_batches_depend_on_seed_and_step_alone(packed: Path) -> None:
             points=16,
             free=4,
             surface=8,
-            image_size=48, contraction=1.2,
+            image_size=48,
+            contraction=1.2,
             augment=Augment(),
         )
         return torch.cat([b.images.flatten(), b.points.flatten(), b.colors.flatten()])
