@@ -68,7 +68,8 @@ class TinyConfig:
         decoder_width, decoder_layers: hidden neurons and hidden layers of the field's decoder.
         depth_contraction: depth at which the contracted coordinate is 0.71, in half images.
         scene_radius: half side of the field's cube, in half images.
-        level: density of the surface; the field's density is 2 * level * occupancy.
+        density_scale: density where occupancy is 1; the field's density is density_scale * occupancy.
+        surface_occupancy: occupancy at which the surface is taken; an unsure network needs less than one half.
         foreground_ratio: longest side of the object's box / image side in training.
     """
 
@@ -84,7 +85,8 @@ class TinyConfig:
     decoder_layers: int = 2
     depth_contraction: float = 1.2
     scene_radius: float = 1.8
-    level: float = 40.0
+    density_scale: float = 80.0
+    surface_occupancy: float = 0.42
     foreground_ratio: float = 0.85
 
 
@@ -383,8 +385,8 @@ class TinyLRM(ReconstructionModel):
             planes=planes,
             decoder=self.network.decoder,
             scene_radius=min(config.scene_radius, reach),
-            level=config.level,
-            outputs=OutputRule("occupancy", density_scale=2 * config.level),
+            level=config.surface_occupancy * config.density_scale,
+            outputs=OutputRule("occupancy", density_scale=config.density_scale),
             frame=PictureFrame(pitch, focal, config.depth_contraction, reach),
         )
         given = {"elevation": elevation_deg, "fov": fov_deg, "distance": fov_deg}

@@ -122,8 +122,9 @@ def _zero123plus(version: str) -> WeightSet:
 WEIGHT_SETS: tuple[WeightSet, ...] = (
     WeightSet(
         name="tiny", what="embedded: small model trained by this project on CC0 objects", family="tiny",
-        stage="reconstruction", repository=None, revision=None, file=WEIGHTS_FILE, sha256=None, size_bytes=None,
-        licence="Apache-2.0", commercial="yes", memory_bytes=None, status="ready", needs_views=1,
+        stage="reconstruction", repository=None, revision=None, file=WEIGHTS_FILE,
+        sha256="e859a6b748fc0f574c62289c966c1c3ccbea5aa738f7a4535e21107d84d26e47", size_bytes=13_925_548,
+        licence="Apache-2.0", commercial="yes", memory_bytes=700_000_000, status="ready", needs_views=1,
     ),
     WeightSet(
         name="triposr", what="TripoSR", family="triposr", stage="reconstruction", repository="stabilityai/TripoSR",

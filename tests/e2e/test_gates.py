@@ -40,7 +40,7 @@ def train_on(count: int, steps: int, folder: Path) -> float:
     config = TrainConfig(
         data=(str(folder / "data"),),
         steps=steps,
-        batch_size=min(8, count * 2),
+        batch_size=min(16, count * 4),
         learning_rate=3e-3,
         warmup_steps=30,
         ema_decay=0.98,
@@ -59,10 +59,10 @@ def train_on(count: int, steps: int, folder: Path) -> float:
 @pytest.mark.slow
 def test_one_object_above_0_95(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    assert train_on(1, 400, tmp_path) > 0.95
+    assert train_on(1, 600, tmp_path) > 0.95
 
 
 @pytest.mark.slow
 def test_sixteen_objects_above_0_9(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    assert train_on(16, 2000, tmp_path) > 0.9
+    assert train_on(16, 1500, tmp_path) > 0.9
