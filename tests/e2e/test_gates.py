@@ -57,12 +57,14 @@ def train_on(count: int, steps: int, folder: Path) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_one_object_above_0_95(tmp_path: Path) -> None:
     torch.manual_seed(0)
     assert train_on(1, 600, tmp_path) > 0.95
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_sixteen_objects_above_0_9(tmp_path: Path) -> None:
     torch.manual_seed(0)
     assert train_on(16, 1500, tmp_path) > 0.9
