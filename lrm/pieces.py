@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .inside import winding_number_torch
 from .lattice import Floats, Ints
 
 
@@ -43,23 +44,11 @@ def outer_faces(vertices: Floats, faces: Ints, keep_pieces: float) -> tuple[NDAr
     cavity = volume <= 0
     stays = ~cavity & (area >= keep_pieces * area[~cavity].max(initial=0.0))
     for hollow in np.flatnonzero(cavity):
-        wall = vertices[faces[piece == hollow]].astype(np.float64)
-        low, high = wall.min((0, 1)), wall.max((0, 1))
+        wall = faces[piece == hollow]
+        low, high = vertices[wall].min((0, 1)), vertices[wall].max((0, 1))
         for other in np.flatnonzero(stays):
-            point = vertices[faces[np.argmax(piece == other), 0]].astype(np.float64)
-            if ((point > low) & (point < high)).all() and abs(winding_number(point, wall)) > 0.5:
+            point = vertices[faces[np.argmax(piece == other), 0]]
+            near = ((point > low) & (point < high)).all()
+            if near and abs(winding_number_torch(vertices, wall, point[None])[0]) > 0.5:
                 stays[other] = False
     return stays[piece], int(count - stays.sum())
-
-
-def winding_number(point: Floats, triangles: Floats) -> float:
-    """How often closed triangles (T, 3, 3) wind around a point (3,): 1 inside when they face outward, 0 outside.
-
-    Source:
-        Van Oosterom and Strackee 1983, the solid angle of a plane triangle.
-    """
-    a, b, c = (triangles[:, k] - point for k in range(3))
-    la, lb, lc = (np.linalg.norm(v, axis=1) for v in (a, b, c))
-    across = np.einsum("ij,ij->i", a, np.cross(b, c))
-    along = la * lb * lc + (a * b).sum(1) * lc + (b * c).sum(1) * la + (c * a).sum(1) * lb
-    return float(np.arctan2(across, along).sum() / (2 * np.pi))

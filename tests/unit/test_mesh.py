@@ -17,7 +17,7 @@ from lrm.fit import FitConfig, fit_points
 from lrm.lattice import Lattice, scan
 from lrm.marching import case_tables
 from lrm.mesh import Mesh, extract_mesh, extract_mesh_with_report
-from lrm.pieces import label_pieces, winding_number
+from lrm.pieces import label_pieces
 from lrm.threshold import choose_threshold
 from multiview.errors import FieldError, MeshError, SettingsError
 
@@ -236,12 +236,6 @@ def test_two_pieces_of_like_size_both_stay() -> None:
     mesh = extract_mesh(field, mesh_resolution=64)
     assert label_pieces(mesh.faces, len(mesh.vertices))[0] == 2
     assert mesh.bounds[:, 0].tolist() == pytest.approx([-0.75, 0.8], abs=1e-3)
-
-
-def test_winding_number_inside_and_outside_a_cube() -> None:
-    triangles = CUBE_VERTICES[CUBE_FACES].astype(np.float64)
-    assert winding_number(np.array([0.2, 0.7, 0.4]), triangles) == pytest.approx(1.0)
-    assert winding_number(np.array([1.2, 0.7, 0.4]), triangles) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_scan_looks_at_a_quarter_of_the_coarse_samples() -> None:
