@@ -182,8 +182,8 @@ class PlaneDecoder(nn.Module):
 class CameraHead(nn.Module):
     """Guess the camera from the picture alone, with convolutions of its own.
 
-    Kept apart from the stem: pooled stem features learned next to nothing about the elevation in 36,000 pictures, a
-    small network that keeps the layout learns it at once.
+    Kept apart from the stem, whose pooled features had learned next to nothing about the elevation after 36,000
+    pictures. On its own it can be trained on quickly; it is off by 10 degrees in the mean on validation objects.
     """
 
     def __init__(self, image_size: int) -> None:

@@ -124,7 +124,7 @@ WEIGHT_SETS: tuple[WeightSet, ...] = (
         name="tiny", what="embedded: small model trained by this project on CC0 objects", family="tiny",
         stage="reconstruction", repository=None, revision=None, file=WEIGHTS_FILE,
         sha256="e859a6b748fc0f574c62289c966c1c3ccbea5aa738f7a4535e21107d84d26e47", size_bytes=13_925_548,
-        licence="Apache-2.0", commercial="yes", memory_bytes=700_000_000, status="ready", needs_views=1,
+        licence="Apache-2.0", commercial="yes", memory_bytes=490_000_000, status="ready", needs_views=1,
     ),
     WeightSet(
         name="triposr", what="TripoSR", family="triposr", stage="reconstruction", repository="stabilityai/TripoSR",

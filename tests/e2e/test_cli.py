@@ -16,7 +16,6 @@ from trilift import batch, cli, registry
 from trilift.cli import main
 
 ROOT = Path(trilift.__file__).parents[1]
-EMBEDDED = registry.EMBEDDED / "tiny" / registry.WEIGHTS_FILE
 FAST = ["--resolution", "32"]
 
 
@@ -361,7 +360,6 @@ def test_a_reader_that_goes_away_is_no_traceback(tmp_path):
         assert b"Traceback" not in running.stderr.read()
 
 
-@pytest.mark.skipif(not EMBEDDED.is_file(), reason=f"{EMBEDDED} has not been trained yet")
 def test_the_embedded_model_from_a_process(tmp_path):
     draw_photo(tmp_path / "disc.png")
     done = process("lift", "disc.png", "--resolution", "64", "--json", cwd=tmp_path)

@@ -21,12 +21,9 @@ from lrm.tiny import TinyConfig, TinyLRM
 from multiview.errors import FieldError, ImageError, SettingsError, WeightsError
 from multiview.weights import file_sha256
 from tests.fakes import HALF_AXES, FakeModel, draw_photo, ellipsoid_field, use_fake_model
-from trilift import ImageTo3D, LiftSettings, registry
+from trilift import ImageTo3D, LiftSettings
 from trilift.pipeline import naming, simplify
 from trilift.settings import FORMATS
-
-EMBEDDED = registry.EMBEDDED / "tiny" / registry.WEIGHTS_FILE
-with_embedded = pytest.mark.skipif(not EMBEDDED.is_file(), reason=f"{EMBEDDED} has not been trained yet")
 
 
 @pytest.fixture
@@ -323,7 +320,6 @@ def test_from_pretrained_refuses_damaged_weights(random_folder, tmp_path):
 # The embedded weights
 
 
-@with_embedded
 @pytest.mark.parametrize("name", ["chair.png", "teapot.png"])
 def test_embedded_model_lifts_a_real_picture(shared_data, tmp_path, name):
     pipe = ImageTo3D.from_pretrained("tiny", device="cpu")
@@ -335,7 +331,6 @@ def test_embedded_model_lifts_a_real_picture(shared_data, tmp_path, name):
     assert len(np.unique((asset.mesh.colors * 16).astype(int), axis=0)) > 3
 
 
-@with_embedded
 def test_embedded_model_gives_the_same_bytes_twice(tmp_path):
     photo = draw_photo(tmp_path / "disc.png")
     for run in ("a", "b"):
