@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from multiview.cameras import pitch_rotation, yaw_rotation
 from multiview.errors import ImageError, MeshError, SettingsError
 
-from .inside import SHEET_HALF_THICKNESS, inside_mesh, longest_side
+from .inside import inside_lattice, sheet_faces
 from .mesh import Mesh
 
 Floats = NDArray[np.float64]
@@ -114,22 +115,25 @@ def score_shape(answer: Mesh, truth: TrueShape) -> dict[str, float]:
     Raises:
         MeshError: the answer has no extent or no area.
     """
+    return score_shape_and_volume(answer, truth)[0]
+
+
+def score_shape_and_volume(answer: Mesh, truth: TrueShape) -> tuple[dict[str, float], Bools]:
+    """`score_shape`, and which cells of the truth's grid the answer fills: (G, G, G) bool over x, y, z."""
     settings = truth.settings
     answer = placed(answer)
     points = sample_surface(answer, settings.points, np.random.default_rng([truth.seed, 1]))
     few = settings.align_points
     rigid = best_alignment(points[:few], truth.points[:few], settings)
-    # Both lattices in one call: the inside rule first looks for sheets, which costs more than the points do.
-    plain = cell_centres((settings.grid // 2,) * 3, settings.grid)
-    halves = _half_cells(_moved(answer.vertices.astype(np.float64), rigid), settings.grid)
-    aligned = _moved(cell_centres(halves, settings.grid), np.linalg.inv(rigid))
-    inside = inside_placed(answer, np.concatenate([plain, aligned]))
-    scores = {"iou": overlap(inside[: len(plain)].reshape(truth.occupied.shape), truth.occupied)}
+    inside = partial(inside_lattice, answer.vertices, answer.faces, sheets=sheet_faces(answer.vertices, answer.faces))
+    occupied: Bools = inside(cell_axes((settings.grid // 2,) * 3, settings.grid))
+    scores = {"iou": overlap(occupied, truth.occupied)}
     scores |= surface_scores(points, truth.points, settings.fscore_distances)
-    wide = inside[len(plain) :].reshape(tuple(2 * h for h in halves))
+    halves = _half_cells(_moved(answer.vertices.astype(np.float64), rigid), settings.grid)
+    wide = inside(cell_axes(halves, settings.grid), rigid=rigid)
     scores["iou_aligned"] = overlap(wide, _padded(truth.occupied, halves))
     moved = surface_scores(_moved(points, rigid), truth.points, settings.fscore_distances)
-    return scores | {f"{key}_aligned": value for key, value in moved.items()}
+    return scores | {f"{key}_aligned": value for key, value in moved.items()}, occupied
 
 
 def score_nothing(settings: ShapeSettings | None = None) -> dict[str, float]:
@@ -139,14 +143,12 @@ def score_nothing(settings: ShapeSettings | None = None) -> dict[str, float]:
     return scores | {f"{key}_aligned": value for key, value in scores.items()}
 
 
-def cell_centres(half_cells: Sequence[int], grid: int) -> Floats:
-    """Centres of cells of side 2 / ``grid``, ``half_cells`` of them to each side of the origin along x, y, z.
+def cell_axes(half_cells: Sequence[int], grid: int) -> list[Floats]:
+    """x, y and z of the centres of cells of side 2 / ``grid``, ``half_cells`` of them to each side of the origin.
 
-    Returns:
-        (2hx * 2hy * 2hz, 3), x slowest; with ``half_cells`` = grid / 2 they fill [-1, 1]^3.
+    With ``half_cells`` = grid / 2 they fill [-1, 1].
     """
-    axes = [(np.arange(-h, h) + 0.5) * 2 / grid for h in half_cells]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    return [(np.arange(-half, half) + 0.5) * 2 / grid for half in half_cells]
 
 
 def occupancy(mesh: Mesh, grid: int = 64) -> Bools:
@@ -157,38 +159,8 @@ def occupancy(mesh: Mesh, grid: int = 64) -> Bools:
     """
     if grid < 2 or grid % 2:
         raise SettingsError(f"grid={grid}: expected an even number of cells per axis, at least 2.")
-    points = cell_centres((grid // 2,) * 3, grid)
-    return inside_placed(mesh, points).reshape(grid, grid, grid)
-
-
-def inside_placed(mesh: Mesh, points: Floats) -> Bools:
-    """`lrm.inside.inside_mesh`, sooner: beyond the box of a closed mesh the winding number is 0, and nothing is asked.
-
-    Args:
-        mesh: any.
-        points: (P, 3), same unit.
-
-    Returns:
-        (P,) bool, equal to what `inside_mesh` gives.
-    """
-    if not _is_closed(mesh):
-        return inside_mesh(mesh.vertices, mesh.faces, points)
-    reach = 1.001 * SHEET_HALF_THICKNESS * longest_side(mesh.vertices)
-    low, high = mesh.bounds.astype(np.float64)
-    near = np.flatnonzero(((points >= low - reach) & (points <= high + reach)).all(1))
-    inside = np.zeros(len(points), bool)
-    inside[near] = inside_mesh(mesh.vertices, mesh.faces, points[near])
+    inside: Bools = inside_lattice(mesh.vertices, mesh.faces, cell_axes((grid // 2,) * 3, grid))
     return inside
-
-
-def _is_closed(mesh: Mesh) -> bool:
-    """Whether every edge is run along as often one way as the other, once vertices in one place are joined."""
-    if mesh.is_watertight:
-        return True
-    _, place = np.unique(mesh.vertices, axis=0, return_inverse=True)
-    faces = place.reshape(-1)[mesh.faces].astype(np.int64)
-    tail, head = faces.reshape(-1), faces[:, [1, 2, 0]].reshape(-1)
-    return bool((np.sort(tail * len(place) + head) == np.sort(head * len(place) + tail)).all())
 
 
 def overlap(a: Bools, b: Bools) -> float:

@@ -364,13 +364,7 @@ class Retrieval:
             meshes: at least one.
             look: draws (mesh, azimuth_deg, elevation_deg, image_size) as a (S, S, 4) uint8 picture, cropped as inputs.
         """
-        seen = [
-            look(mesh, azimuth, elevation, RETRIEVAL_SIZE)[..., 3].reshape(-1)
-            for mesh in meshes
-            for azimuth in RETRIEVAL_AZIMUTHS
-            for elevation in RETRIEVAL_ELEVATIONS
-        ]
-        return cls(meshes, np.asarray(np.stack(seen) / 255, np.float32))
+        return cls(meshes, np.concatenate([small_silhouettes(mesh, look) for mesh in meshes]))
 
     def answer(self, silhouette: Silhouette) -> Mesh:
         """The object whose silhouette differs least (sum of squares), turned as it was seen."""
@@ -378,6 +372,16 @@ class Retrieval:
         nearest = int(np.square(self.alphas - asked).sum(1).argmin())
         index, direction = divmod(nearest, len(RETRIEVAL_AZIMUTHS) * len(RETRIEVAL_ELEVATIONS))
         return turned(self.meshes[index], RETRIEVAL_AZIMUTHS[direction // len(RETRIEVAL_ELEVATIONS)])
+
+
+def small_silhouettes(mesh: Mesh, look: Callable[[Mesh, float, float, int], Bytes]) -> NDArray[np.float32]:
+    """A mesh's rows of `Retrieval.alphas`: (A * E, 32 * 32) float32 in [0, 1]."""
+    seen = [
+        look(mesh, azimuth, elevation, RETRIEVAL_SIZE)[..., 3].reshape(-1)
+        for azimuth in RETRIEVAL_AZIMUTHS
+        for elevation in RETRIEVAL_ELEVATIONS
+    ]
+    return np.asarray(np.stack(seen) / 255, np.float32)
 
 
 def trivial_answer(name: str, picture: Bytes, constants: Constants, retrieval: Retrieval | None = None) -> Mesh:

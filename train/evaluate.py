@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
 
 from lrm.mesh import Mesh
 from lrm.meshfile import write_mesh
@@ -28,6 +32,7 @@ from .protocol import (
     Trivial,
     find_objects,
     is_watertight,
+    mapped,
     prepare_trivial,
     seed_of,
     spread,
@@ -36,16 +41,20 @@ from .protocol import (
 from .scorecard import (
     OURS,
     Lifted,
+    Marked,
     Scored,
+    add_shuffled,
     input_psnr,
     score_answer,
     score_failure,
     table,
     white_psnr,
     write_metrics,
-    write_picture,
-    write_sheets,
 )
+from .sheets import thumbs, write_chosen_sheets, write_picture, write_sheets
+
+if TYPE_CHECKING:
+    from trilift.pipeline import ImageTo3D
 
 Lifter = Callable[[Bytes], Lifted]
 
@@ -72,13 +81,24 @@ def score_object(
         "id": item.id, "file": str(item.path), "azimuth_deg": round(azimuth, 4), "elevation_deg": round(elevation, 4),
         "watertight": is_watertight(item.mesh), "faces": len(item.mesh.faces),
     }  # fmt: skip
-    scored = Scored(row, picture, protocol.novel_views(truth.mesh), None, [])
+    truth_views = protocol.novel_views(truth.mesh)
+    marked, failures = {}, []
     for name in ([OURS] if lifter is not None else []) + list(trivial.names):
         ask = partial(_ask_model, lifter) if name == OURS and lifter else partial(_ask_trivial, trivial, name)
-        mesh = _add_answer(scored, name, ask, truth, protocol)
-        if mesh is not None:
+        mesh, problem, marked[name] = _mark_answer(name, ask, picture, truth, truth_views, protocol)
+        row[name] = marked[name].scores
+        if mesh is None:
+            failures.append({"id": item.id, "answer": name, "error": problem})
+        else:
             _save_mesh(mesh, out, name, item.id)
-    return scored
+    ours = marked.get(OURS)
+    return Scored(
+        row,
+        thumbs(picture, ours.views if ours else None, truth_views),
+        np.packbits(truth.occupied),
+        np.packbits(ours.volume) if ours else None,
+        failures,
+    )
 
 
 Answer = tuple[Mesh, dict[str, float]]  # the mesh, and what else is to be written into its row
@@ -95,23 +115,25 @@ def _ask_trivial(trivial: Trivial, name: str, picture: Bytes) -> Answer:
     return trivial.answer(name, picture), {}
 
 
-def _add_answer(
-    scored: Scored, name: str, ask: Callable[[Bytes], Answer], truth: TrueShape, protocol: EvalProtocol
-) -> Mesh | None:
-    """Ask for one answer and put its scores into the row; gives its mesh, None when it failed."""
-    mesh: Mesh | None = None
+def _mark_answer(
+    name: str,
+    ask: Callable[[Bytes], Answer],
+    picture: Bytes,
+    truth: TrueShape,
+    truth_views: Tensor,
+    protocol: EvalProtocol,
+) -> tuple[Mesh | None, str, Marked]:
+    """Ask for one answer and mark it; gives its mesh, or None and the reason when it failed, and the marks."""
     try:
-        mesh, extra = ask(scored.picture)
-        scores, views = score_answer(mesh, truth, scored.truth_views, protocol)
+        mesh, extra = ask(picture)
+        marked = score_answer(mesh, truth, truth_views, protocol)
     except Exception as error:  # whatever a model stumbles over, the other objects are still to be scored
-        mesh = None
-        scored.failures.append({"id": scored.row["id"], "answer": name, "error": f"{type(error).__name__}: {error}"})
-        scores, views = score_failure(scored.truth_views, protocol)
-        extra = {"input_psnr": white_psnr(scored.picture), "seconds": 0.0} if name == OURS else {}
-    scored.row[name] = scores | extra
-    if name == OURS:
-        scored.our_views = views
-    return mesh
+        marked = score_failure(truth, truth_views, protocol)
+        extra = {"input_psnr": white_psnr(picture), "seconds": 0.0} if name == OURS else {}
+        marked.scores.update(extra)
+        return None, f"{type(error).__name__}: {error}", marked
+    marked.scores.update(extra)
+    return mesh, "", marked
 
 
 def _save_mesh(mesh: Mesh, out: Path, answer: str, object_id: str) -> None:
@@ -131,6 +153,7 @@ def evaluate(
     limit: int | None = None,
     protocol: EvalProtocol | None = None,
     model: Mapping[str, Any] | None = None,
+    processes: int = 1,
     tell: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Score a model and trivial answers on every mesh below a folder, and write OUT.
@@ -138,58 +161,72 @@ def evaluate(
     Args:
         lifter: the model, picture (S, S, 4) uint8 → something like `trilift.Asset`; None scores trivial answers alone.
         data: folder of true meshes.
-        out: ``metrics.json``, ``constants.json``, ``sheet.png`` (and ``sheet-2.png`` ...), ``inputs/<id>.png``,
-            ``meshes/<answer>/<id>.glb``; the truth is one of the answers there.
+        out: ``metrics.json``, ``constants.json``, ``sheet.png`` (and ``sheet-2.png`` ...), ``best.png``,
+            ``median.png``, ``worst.png``, ``inputs/<id>.png``, ``meshes/<answer>/<id>.glb``; the truth is one of the
+            answers there.
         train: folder of training objects for the trivial answers; None takes DATA/../train if that is another folder.
         answers: ``ours`` and names of `TRIVIAL_ANSWERS`.
         limit: at most so many objects, evenly spaced.
         protocol: what is drawn and compared.
         model: what to write down about the model, JSON values.
+        processes: that score objects side by side; more than one want a lifter that can be pickled, such as
+            `ModelLifter`. The numbers do not depend on it but for ``seconds`` and the last bits of a network's sums.
         tell: called with a line about the progress now and then.
 
     Returns:
         What metrics.json holds.
 
     Raises:
-        SettingsError: wrong answers or limit, no meshes, or libigl is missing.
+        SettingsError: wrong answers, limit or processes, no meshes, or libigl is missing.
         MeshError: none of the true meshes can be used.
         OutputError: a file cannot be written.
     """
     data, out, protocol = Path(data), Path(out), protocol or EvalProtocol()
-    _check_settings(answers, limit)
+    _check_settings(answers, limit, processes)
     began = time.perf_counter()
     objects = spread(find_objects(data), limit)
     names = [name for name in TRIVIAL_ANSWERS if name in answers]
     tell = tell or (lambda line: None)
-    trivial = prepare_trivial(names, _train_folder(train, data), out, objects, protocol, tell)
+    trivial = prepare_trivial(names, _train_folder(train, data), out, objects, protocol, tell, processes)
     fitted = time.perf_counter()
-    scored, skipped = _score_all(objects, lifter if OURS in answers else None, trivial, out, protocol, tell)
+    lifter = lifter if OURS in answers else None
+    job = partial(_score_file, lifter=lifter, trivial=trivial, out=out, protocol=protocol)
+    scored, skipped = _score_all(job, objects, min(processes, len(objects)), tell)
     if not scored:
         raise MeshError(f"{data}: none of {len(objects)} true meshes can be used, first: {skipped[0]['error']}")
-    sheets = write_sheets(scored, out) if OURS in answers and lifter is not None else []
+    add_shuffled(scored)
+    sheets = [] if lifter is None else [*write_sheets(scored, out), *write_chosen_sheets(scored, out, protocol)]
     return write_metrics(
         scored, skipped, trivial, protocol, out,
         data=data, model=model or {}, sheets=sheets, began=began, fitted=fitted,
     )  # fmt: skip
 
 
+def _score_file(
+    named: tuple[str, Path], lifter: Lifter | None, trivial: Trivial, out: Path, protocol: EvalProtocol
+) -> Scored | str:
+    """`score_object` of a mesh file; why not, for a truth that cannot be used."""
+    try:
+        return score_object(EvalObject.read(*named), lifter, trivial, out, protocol)
+    except MeshError as error:
+        return str(error)
+
+
 def _score_all(
+    job: Callable[[tuple[str, Path]], Scored | str],
     objects: Mapping[str, Path],
-    lifter: Lifter | None,
-    trivial: Trivial,
-    out: Path,
-    protocol: EvalProtocol,
+    processes: int,
     tell: Callable[[str], None],
 ) -> tuple[list[Scored], list[dict[str, str]]]:
     """`score_object` for each; and the truths that cannot be used, with the reason."""
     scored, skipped = [], []
-    for index, (object_id, path) in enumerate(objects.items(), 1):
-        try:
-            scored.append(score_object(EvalObject.read(object_id, path), lifter, trivial, out, protocol))
-        except MeshError as error:
-            skipped.append({"id": object_id, "error": str(error)})
+    results = mapped(job, objects.items(), processes)
+    for index, (object_id, result) in enumerate(zip(objects, results, strict=True), 1):
+        if isinstance(result, str):
+            skipped.append({"id": object_id, "error": result})
         else:
-            tell(f"[{index}/{len(objects)}] {_told(scored[-1].row)}")
+            scored.append(result)
+            tell(f"[{index}/{len(objects)}] {_told(result.row)}")
     return scored, skipped
 
 
@@ -199,13 +236,15 @@ def _told(row: Mapping[str, Any]) -> str:
     return f"{row['id']}: IoU {row[name]['iou']:.3f} ({name})" if name else f"{row['id']}: no answers"
 
 
-def _check_settings(answers: Sequence[str], limit: int | None) -> None:
+def _check_settings(answers: Sequence[str], limit: int | None, processes: int) -> None:
     known = (OURS, *TRIVIAL_ANSWERS)
     wrong = [name for name in answers if name not in known]
     if wrong or not answers:
         raise SettingsError(f"answers={','.join(answers)}: expected some of {', '.join(known)}.")
     if limit is not None and limit < 1:
         raise SettingsError(f"limit={limit}: expected at least 1 object.")
+    if processes < 1:
+        raise SettingsError(f"processes={processes}: expected at least 1.")
     if importlib.util.find_spec("igl") is None:
         raise SettingsError("trilift eval wants libigl, which is not installed. Try: pip install 'trilift[train]'.")
 
@@ -243,6 +282,9 @@ def build_parser(prog: str = "trilift eval") -> argparse.ArgumentParser:
     add("--light", action="store_true", help="light the input pictures softly; without it they show plain colours")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default %(default)s)")
     add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of the network")
+    add(
+        "--processes", type=int, metavar="N", help="that score side by side (default: 2 on a CPU that has them, else 1)"
+    )
     add("--quiet", action="store_true", help="only the table, on stdout")
     return parser
 
@@ -254,16 +296,20 @@ def main(argv: Sequence[str] | None = None, prog: str = "trilift eval") -> int:
         TriliftError: as `evaluate`, or the model cannot be loaded.
     """
     args = build_parser(prog).parse_args(argv)
-    _check_settings(args.answers, args.limit)
+    _check_settings(args.answers, args.limit, 1 if args.processes is None else args.processes)
     protocol = replace(EvalProtocol(), light="soft" if args.light else "none", mesh_resolution=args.resolution)
-    lifter, model = _load(args, protocol) if OURS in args.answers else (None, {})
+    lifter: ModelLifter | None = None
+    model: dict[str, Any] = {}
+    if OURS in args.answers:
+        lifter = ModelLifter(args.model, args.device, args.dtype, protocol.mesh_resolution)
+        model = lifter.told()
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
     record = evaluate(
         lifter, args.data, args.out, train=args.train, answers=args.answers, limit=args.limit, protocol=protocol,
-        model=model, tell=None if args.quiet else tell,
+        model=model, processes=args.processes or _usual_processes(lifter), tell=None if args.quiet else tell,
     )  # fmt: skip
     print(table(record))
     for name, reason in record["left_out"].items():
@@ -274,16 +320,43 @@ def main(argv: Sequence[str] | None = None, prog: str = "trilift eval") -> int:
     return 1 if problems else 0
 
 
-def _load(args: argparse.Namespace, protocol: EvalProtocol) -> tuple[Lifter, dict[str, Any]]:
-    """The model as a function from pictures, and what to write down about it."""
-    from trilift.pipeline import ImageTo3D
+def _usual_processes(lifter: ModelLifter | None) -> int:
+    """Two where there are two processors; one for a model on an accelerator, which would be loaded twice."""
+    on_cpu = lifter is None or lifter.pipe.device.type == "cpu"
+    return min(2, os.cpu_count() or 1) if on_cpu else 1
 
-    pipe = ImageTo3D.from_pretrained(args.model, device=args.device, dtype=args.dtype)
 
-    def lift(picture: Bytes) -> Lifted:
-        return pipe(picture, resolution=protocol.mesh_resolution)
+@dataclass(frozen=True)
+class ModelLifter:
+    """A model by its name, as a function from pictures that each process loads for itself.
 
-    return lift, asdict(pipe.weights) | {"device": str(pipe.device), "dtype": pipe.dtype}
+    Attributes:
+        model, device, dtype: as `ImageTo3D.from_pretrained` takes them.
+        mesh_resolution: samples per axis.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    mesh_resolution: int
+
+    @cached_property
+    def pipe(self) -> ImageTo3D:
+        """The loaded model."""
+        from trilift.pipeline import ImageTo3D
+
+        return ImageTo3D.from_pretrained(self.model, device=self.device, dtype=self.dtype)
+
+    def __call__(self, picture: Bytes) -> Lifted:
+        return self.pipe(picture, resolution=self.mesh_resolution)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the loaded model."""
+        return {key: value for key, value in vars(self).items() if key != "pipe"}
+
+    def told(self) -> dict[str, Any]:
+        """What metrics.json says about it."""
+        return asdict(self.pipe.weights) | {"device": str(self.pipe.device), "dtype": self.pipe.dtype}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from lrm.inside import inside_mesh
 
@@ -45,7 +46,14 @@ def sample_surface(obj: TrainingObject, count: int, rng: np.random.Generator) ->
     return positions, np.round(colors).astype(np.uint8)
 
 
-def label_points(obj: TrainingObject, rng: np.random.Generator, *, count: int = 32768, surface: int = 8192) -> PointSet:
+def label_points(
+    obj: TrainingObject,
+    rng: np.random.Generator,
+    *,
+    count: int = 32768,
+    surface: int = 8192,
+    device: str | torch.device = "cpu",
+) -> PointSet:
     """Draw and label points of an object.
 
     Args:
@@ -54,6 +62,7 @@ def label_points(obj: TrainingObject, rng: np.random.Generator, *, count: int = 
         count: points with labels; half uniform in the cube of half side `UNIFORM_REACH`, half within some
             `NEAR_SIGMAS` of the surface.
         surface: points with colours.
+        device: where winding numbers are summed when libigl is not installed.
 
     Raises:
         MeshError: as `lrm.inside.inside_mesh`.
@@ -65,5 +74,5 @@ def label_points(obj: TrainingObject, rng: np.random.Generator, *, count: int = 
     # Labels belong to the stored numbers, so round first.
     points = np.concatenate([uniform, near_points]).astype(np.float16)
     positions, colors = sample_surface(obj, surface, rng)
-    inside = inside_mesh(obj.vertices, obj.faces, points.astype(np.float64))
+    inside = inside_mesh(obj.vertices, obj.faces, points.astype(np.float64), device=device)
     return PointSet(points, inside, positions.astype(np.float16), colors)

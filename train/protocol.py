@@ -1,5 +1,5 @@
 """What `train.evaluate` draws and compares with: input and novel views, the true objects, and the trivial answers'
-constants, which are fitted on training objects drawn in the same way.
+constants, which are fitted on training objects drawn in the same way. And how the work is spread over processes.
 """
 
 from __future__ import annotations
@@ -7,10 +7,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import multiprocessing
+import os
+import pickle
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,10 +30,14 @@ from multiview.color import bytes_from_unit
 from multiview.errors import MeshError, SettingsError
 from multiview.files import write_json_whole
 
-from .baselines import Bytes, Constants, Example, Retrieval, fit_constants, trivial_answer, turned
+from .baselines import Bytes, Constants, Example, Retrieval, fit_constants, small_silhouettes, trivial_answer, turned
 from .objects import find_meshes
 
 CONSTANTS_FILE = "constants.json"
+_WORTH_A_PROCESS = 16  # training objects; with fewer for each, starting processes takes longer than fitting
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -82,8 +91,12 @@ class EvalProtocol:
 
     def novel_views(self, mesh: Mesh) -> Tensor:
         """(V, 3, S, S) unlit pictures over white of a mesh that is `placed`, its source camera at azimuth 0."""
-        cameras = orbit(self.novel_azimuths_deg, self.novel_elevation_deg, 2 * self.camera_distance, self.fov_deg)
+        cameras = self.around(self.novel_azimuths_deg)
         return render_mesh(mesh, cameras, self.image_size, supersample=self.supersample).composite(1.0)
+
+    def around(self, azimuths_deg: Sequence[float], fov_deg: float | None = None) -> Cameras:
+        """Cameras about a mesh that is `placed`, at these azimuths and the novel views' elevation, uncropped."""
+        return orbit(azimuths_deg, self.novel_elevation_deg, 2 * self.camera_distance, fov_deg or self.fov_deg)
 
 
 def seed_of(object_id: str) -> int:
@@ -181,6 +194,7 @@ def prepare_trivial(
     test_ids: Iterable[str],
     protocol: EvalProtocol,
     tell: Callable[[str], None],
+    processes: int = 1,
 ) -> Trivial:
     """Fit what the trivial answers need on training objects, or take it from OUT/constants.json if nothing changed.
 
@@ -189,6 +203,7 @@ def prepare_trivial(
         train: folder of training objects; None leaves all trivial answers out.
         test_ids: never among the training objects.
         tell: called with lines about the progress.
+        processes: that draw and measure the training objects; more never change the result.
 
     Raises:
         SettingsError: the folder has no mesh files.
@@ -203,16 +218,18 @@ def prepare_trivial(
     key = hashlib.sha256(
         json.dumps([asdict(protocol), {k: path.stat().st_size for k, path in chosen.items()}]).encode()
     ).hexdigest()
+    processes = max(1, min(processes, len(meshes) // _WORTH_A_PROCESS))
     constants = _cached_constants(out / CONSTANTS_FILE, key)
     if constants is None:
         tell(f"fitting the trivial answers on {len(meshes)} objects of {train}; later runs into {out} reuse it")
-        constants = fit_constants([_example(name, mesh, protocol) for name, mesh in meshes.items()])
+        constants = fit_constants(list(mapped(partial(_example, protocol=protocol), meshes.items(), processes)))
         record = {"key": key, "train": str(train), "protocol": asdict(protocol), "constants": constants.as_json()}
         write_json_whole(out / CONSTANTS_FILE, record)
     retrieval = None
     if "retrieval" in names:
         tell(f"drawing the silhouettes of {len(meshes)} training objects")
-        retrieval = Retrieval.of(list(meshes.values()), protocol.look)
+        seen = mapped(partial(small_silhouettes, look=protocol.look), meshes.values(), processes)
+        retrieval = Retrieval(list(meshes.values()), np.concatenate(list(seen)))
     return Trivial(tuple(names), {}, constants, retrieval)
 
 
@@ -227,7 +244,8 @@ def _readable(chosen: Mapping[str, Path], tell: Callable[[str], None]) -> dict[s
     return meshes
 
 
-def _example(name: str, mesh: Mesh, protocol: EvalProtocol) -> Example:
+def _example(named: tuple[str, Mesh], protocol: EvalProtocol) -> Example:
+    name, mesh = named
     azimuth, elevation = protocol.viewpoint(name)
     return Example(protocol.look(mesh, azimuth, elevation), occupancy(true_mesh(mesh, azimuth), protocol.shape.grid))
 
@@ -239,3 +257,48 @@ def _cached_constants(path: Path, key: str) -> Constants | None:
         return Constants.from_json(record["constants"]) if record["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError, SettingsError):
         return None
+
+
+# Several processes.
+
+
+def mapped(function: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[Result]:
+    """``map`` over several fresh processes, results in the order of the items; with one, in this process.
+
+    The processors are shared out: each process computes with its part of the threads.
+
+    Args:
+        function: sent to each process once; it and what it gives must survive pickling when there are several.
+        items: what it is called with, one at a time.
+        processes: at least 1.
+
+    Raises:
+        SettingsError: ``function`` cannot be sent to another process.
+    """
+    if processes <= 1:
+        yield from map(function, items)
+        return
+    try:
+        pickle.dumps(function)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise SettingsError(
+            f"processes={processes} wants a model that can be sent to other processes ({error}). Try processes=1."
+        ) from error
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    with multiprocessing.get_context("spawn").Pool(processes, _begin, (function, threads)) as pool:
+        yield from pool.imap(_call, items)
+
+
+_function: Callable[[Any], Any] | None = None  # of this process, when `mapped` started it
+
+
+def _begin(function: Callable[[Any], Any], threads: int) -> None:
+    global _function
+    os.environ["IGL_NUM_THREADS"] = str(threads)  # libigl reads it at its first call
+    torch.set_num_threads(threads)
+    _function = function
+
+
+def _call(item: Any) -> Any:
+    assert _function is not None, "called outside `mapped`"
+    return _function(item)

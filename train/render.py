@@ -1,4 +1,4 @@
-"""Render training views with embree: colour, matte and normals of one object from random cameras.
+"""Training views: random cameras, and colour, matte and normals of one object seen from them, with embree.
 
 A view is already cropped to the object, as the network will see it. Because the silhouette's box is the box of the
 projected vertices, the crop is known before a ray is shot.
@@ -6,13 +6,19 @@ projected vertices, the crop is known before a ray is shot.
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from multiview.errors import SettingsError
+
 from .objects import TrainingObject
 
+RENDERERS = ("auto", "embree", "torch")
+_HALVINGS = 20  # of the range of distances: to some millionths of a longest side
 CREASE_COS = 0.75  # smooth shading where a vertex normal stays within 41 degrees of its face
 
 
@@ -32,6 +38,11 @@ class CropCamera:
     distance: float
     center: tuple[float, float]
     half: float
+
+    @property
+    def fov_deg(self) -> float:
+        """Field of view of the crop."""
+        return float(np.rad2deg(2 * np.arctan(self.half)))
 
     def as_row(self) -> np.ndarray:
         """(6,) float32: azimuth, elevation, distance, centre x, centre y, half."""
@@ -68,11 +79,85 @@ def crop_camera(
     return CropCamera(azimuth_deg, elevation_deg, distance, (float(center[0]), float(center[1])), half)
 
 
-def random_crop_camera(vertices: np.ndarray, rng: np.random.Generator) -> CropCamera:
-    """Draw a camera: any azimuth, elevation mostly -8 to 38 and sometimes -20 to 50 degrees, distance 1.6 to 4.5."""
-    elevation = rng.uniform(-8, 38) if rng.random() < 0.7 else rng.uniform(-20, 50)
-    distance = float(np.exp(rng.uniform(np.log(1.6), np.log(4.5))))
-    return crop_camera(vertices, rng.uniform(0, 360), elevation, distance, rng.uniform(0.82, 0.88))
+@dataclass(frozen=True)
+class CameraDraw:
+    """How cameras are drawn; azimuths are uniform.
+
+    Attributes:
+        elevation_deg: range of all elevations.
+        usual_elevation_deg, usual_share: where photographs are mostly taken from, and the share of the views drawn
+            from there; the others are uniform over all.
+        distance: camera to the middle of the object, longest sides.
+        fov_deg: of the cropped picture, which is all that a network can know of a photograph's. Uniform over what the
+            object has within ``distance``.
+        foreground_ratio: as `crop_camera`'s.
+    """
+
+    elevation_deg: tuple[float, float] = (-20.0, 50.0)
+    usual_elevation_deg: tuple[float, float] = (-5.0, 35.0)
+    usual_share: float = 0.7
+    distance: tuple[float, float] = (1.5, 4.0)
+    fov_deg: tuple[float, float] = (10.0, 60.0)
+    foreground_ratio: tuple[float, float] = (0.82, 0.88)
+
+
+def random_crop_camera(vertices: np.ndarray, rng: np.random.Generator, draw: CameraDraw | None = None) -> CropCamera:
+    """Draw a camera.
+
+    An object too narrow (too wide) for every field of view asked for is seen from the nearest (farthest) distance.
+
+    Args:
+        vertices: (N, 3), world frame, longest side 1 about the origin.
+        rng: all randomness.
+        draw: from where.
+    """
+    draw = draw or CameraDraw()
+    usual = rng.random() < draw.usual_share
+    elevation = rng.uniform(*(draw.usual_elevation_deg if usual else draw.elevation_deg))
+    azimuth, ratio = rng.uniform(0, 360), rng.uniform(*draw.foreground_ratio)
+
+    def at(distance: float) -> CropCamera:
+        return crop_camera(vertices, azimuth, elevation, distance, ratio)
+
+    near, far = draw.distance
+    wanted = rng.uniform(*np.clip([at(far).fov_deg, at(near).fov_deg], *draw.fov_deg))
+    for _ in range(_HALVINGS):  # the farther away, the narrower
+        middle = (near + far) / 2
+        near, far = (middle, far) if at(middle).fov_deg > wanted else (near, middle)
+    return at((near + far) / 2)
+
+
+class Renderer(Protocol):
+    """An object ready to be seen: `Caster` here, `TorchCaster` in ``torchrender.py``."""
+
+    def views(
+        self,
+        cameras: Sequence[CropCamera],
+        image_size: int,
+        *,
+        supersample: int = 2,
+        smooth: Sequence[bool] | None = None,
+    ) -> np.ndarray:
+        """(V, image_size, image_size, 7) uint8; see `Caster.view`."""
+        ...
+
+
+def pick_renderer(name: str, device: str) -> str:
+    """``embree`` or ``torch`` for ``auto``: embree on a CPU that has it, as it is many times faster there.
+
+    Raises:
+        SettingsError: an unknown name, embree where it is not installed, or embree and an accelerator.
+    """
+    if name not in RENDERERS:
+        raise SettingsError(f"--renderer {name}: expected one of {', '.join(RENDERERS)}.")
+    has_embree = importlib.util.find_spec("embreex") is not None
+    on_cpu = device == "cpu"
+    if name == "embree" and not (has_embree and on_cpu):
+        reason = (
+            f"works on the CPU, not on {device}" if has_embree else "is not installed (pip install 'trilift[train]')"
+        )
+        raise SettingsError(f"--renderer embree: embree {reason}. Try --renderer torch.")
+    return name if name != "auto" else "embree" if has_embree and on_cpu else "torch"
 
 
 class Caster:
@@ -92,7 +177,20 @@ class Caster:
         self.obj = obj
         self.scene: Any = rtcore_scene.EmbreeScene()
         TriangleMesh(self.scene, np.ascontiguousarray(obj.vertices[obj.faces], dtype=np.float32))
-        self.face_normals, self.corner_normals = _normals(obj)
+        self.face_normals, self.corner_normals = surface_normals(obj)
+
+    def views(
+        self,
+        cameras: Sequence[CropCamera],
+        image_size: int,
+        *,
+        supersample: int = 2,
+        smooth: Sequence[bool] | None = None,
+    ) -> np.ndarray:
+        """`view` of each camera: (V, image_size, image_size, 7) uint8."""
+        bent = [False] * len(cameras) if smooth is None else smooth
+        pairs = zip(cameras, bent, strict=True)
+        return np.stack([self.view(c, image_size, supersample=supersample, smooth=s) for c, s in pairs])
 
     def view(self, camera: CropCamera, image_size: int, *, supersample: int = 2, smooth: bool = False) -> np.ndarray:
         """Render one crop.
@@ -143,7 +241,7 @@ def _shrink(full: np.ndarray, factor: int) -> np.ndarray:
     return out
 
 
-def _normals(obj: TrainingObject) -> tuple[np.ndarray, np.ndarray]:
+def surface_normals(obj: TrainingObject) -> tuple[np.ndarray, np.ndarray]:
     """Unit face normals (F, 3) and corner normals (F, 3, 3): smooth over gentle bends, flat over creases."""
     corners = obj.vertices[obj.faces].astype(np.float64)
     weighted = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])

@@ -1,9 +1,8 @@
-"""Scores of one answer, what all of them say together, and how that is told: metrics.json, a table, contact sheets."""
+"""Scores of one answer, what all of them say together, and how that is told: metrics.json and a table."""
 
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,17 +18,26 @@ from torch import Tensor
 
 from lrm.field import Field
 from lrm.mesh import Mesh
-from lrm.metrics import TrueShape, bootstrap_intervals, placed, psnr, score_nothing, score_shape, ssim
+from lrm.metrics import (
+    Bools,
+    TrueShape,
+    bootstrap_intervals,
+    overlap,
+    placed,
+    psnr,
+    score_nothing,
+    score_shape_and_volume,
+    ssim,
+)
 from lrm.volume import render
 from multiview.cameras import Cameras
-from multiview.color import bytes_from_unit
-from multiview.files import write_json_whole, written_whole
+from multiview.files import write_json_whole
 
 from .baselines import TRIVIAL_ANSWERS, Bytes
 from .protocol import EvalProtocol, Trivial
 
-OURS = "ours"
-METRICS_FILE, SHEET_FILE = "metrics.json", "sheet.png"
+OURS, SHUFFLED = "ours", "shuffled"
+METRICS_FILE = "metrics.json"
 FORMAT = 1
 _INPUT_VIEW_SIZE = 128  # pixels per side of the volume-rendered input view
 _VERSIONS = ("torch", "numpy", "scipy", "libigl", "PyMCubes", "pillow")
@@ -40,19 +48,36 @@ _WORDS = {
     "aligned": "best of yaws x pitches by two-sided mean distance, then rigid ICP with pairs both ways; no scale",
     "chamfer": "un-squared, mean of both directions; a missing mesh counts as 2",
     "interval": "95 %, percentile bootstrap over objects, 10,000 resamples, seed 0",
+    "shuffled": "iou of our answer to another object's picture: the one half the list further on",
     "seed": "crc32 of the object's id",
 }
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Scored:
-    """One object's row, and the pictures that the contact sheet shows."""
+    """What is kept of one object, small enough to be sent from process to process.
+
+    Attributes:
+        row: for metrics.json.
+        thumbs: five small pictures (T, T, 3) uint8 for the contact sheet: input, two views of ours, two of the truth.
+        truth, ours: filled cells of the grid, packed to bits; ours is None when the model was not asked.
+        failures: answers that failed, and why.
+    """
 
     row: dict[str, Any]
-    picture: Bytes
-    truth_views: Tensor
-    our_views: Tensor | None
+    thumbs: list[Bytes]
+    truth: Bytes
+    ours: Bytes | None
     failures: list[dict[str, str]]
+
+
+@dataclass(frozen=True, eq=False)
+class Marked:
+    """One answer's marks, its novel views (V, 3, S, S), and the filled cells (G, G, G) of its shape."""
+
+    scores: dict[str, float]
+    views: Tensor
+    volume: Bools
 
 
 # One answer.
@@ -79,19 +104,18 @@ class Lifted(Protocol):
     def cutout(self) -> LiftedCutout: ...
 
 
-def score_answer(
-    mesh: Mesh, truth: TrueShape, truth_views: Tensor, protocol: EvalProtocol
-) -> tuple[dict[str, float], Tensor]:
-    """All metrics of one answer, and its novel views."""
-    scores = score_shape(mesh, truth)
+def score_answer(mesh: Mesh, truth: TrueShape, truth_views: Tensor, protocol: EvalProtocol) -> Marked:
+    """All metrics of one answer."""
+    scores, volume = score_shape_and_volume(mesh, truth)
     views = protocol.novel_views(placed(mesh))
-    return scores | _picture_scores(views, truth_views), views
+    return Marked(scores | _picture_scores(views, truth_views), views, volume)
 
 
-def score_failure(truth_views: Tensor, protocol: EvalProtocol) -> tuple[dict[str, float], Tensor]:
+def score_failure(truth: TrueShape, truth_views: Tensor, protocol: EvalProtocol) -> Marked:
     """The same of an answer that is missing: no shape, white pictures."""
     views = torch.ones_like(truth_views)
-    return score_nothing(protocol.shape) | _picture_scores(views, truth_views), views
+    scores = score_nothing(protocol.shape) | _picture_scores(views, truth_views)
+    return Marked(scores, views, np.zeros_like(truth.occupied))
 
 
 def _picture_scores(views: Tensor, truth_views: Tensor) -> dict[str, float]:
@@ -117,6 +141,22 @@ def white_psnr(picture: Bytes) -> float:
 # What the rows say together.
 
 
+def add_shuffled(scored: Sequence[Scored]) -> None:
+    """Write into each row what our answer to another object's picture is worth: ``shuffled``, its ``iou``.
+
+    The other object is the one half the list further on, so each picture is used once and none meets its own object. A
+    model whose answer depends on the picture must lose by this. Nothing is done for fewer than two objects, or without
+    ours.
+    """
+    if len(scored) < 2 or any(one.ours is None for one in scored):
+        return
+    for index, one in enumerate(scored):
+        other = scored[(index + len(scored) // 2) % len(scored)]
+        if other.ours is not None:
+            iou = overlap(np.unpackbits(other.ours).view(bool), np.unpackbits(one.truth).view(bool))
+            one.row[SHUFFLED] = {"iou": iou, "picture": other.row["id"]}
+
+
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means and intervals by answer, over all objects and over watertight ones, and our lead over trivial answers.
 
@@ -124,7 +164,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rows: at least one; the same answers in each.
     """
     closed = [row for row in rows if row["watertight"]]
-    names = [name for name in (OURS, *TRIVIAL_ANSWERS) if name in rows[0]]
+    names = [name for name in (OURS, *TRIVIAL_ANSWERS, SHUFFLED) if name in rows[0]]
     return {
         "count": len(rows),
         "mean": {name: _means(rows, name) for name in names},
@@ -133,31 +173,41 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "mean_watertight": {name: _means(closed, name) for name in names} if closed else {},
         "interval_95_watertight": {name: _intervals(closed, name) for name in names} if closed else {},
         "lead": {key: lead for key in ("iou", "fscore_0.1") if (lead := _lead(rows, names, key))},
+        "shuffled_drop": _difference(rows, SHUFFLED, "iou") if SHUFFLED in names else {},
     }
 
 
 def _values(rows: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
-    """(N, K) numbers of one answer, keys in the order of the first row."""
-    return np.array([[row[name][key] for key in rows[0][name]] for row in rows], np.float64)
+    """(N, K) numbers of one answer, keys as `_keys` gives them."""
+    return np.array([[row[name][key] for key in _keys(rows, name)] for row in rows], np.float64)
+
+
+def _keys(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
+    """The numbers in the first row of one answer, in its order."""
+    return [key for key, value in rows[0][name].items() if not isinstance(value, str)]
 
 
 def _means(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
-    return dict(zip(rows[0][name], _values(rows, name).mean(0).tolist(), strict=True))
+    return dict(zip(_keys(rows, name), _values(rows, name).mean(0).tolist(), strict=True))
 
 
 def _intervals(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, list[float]]:
-    return dict(zip(rows[0][name], bootstrap_intervals(_values(rows, name)).tolist(), strict=True))
+    return dict(zip(_keys(rows, name), bootstrap_intervals(_values(rows, name)).tolist(), strict=True))
 
 
 def _lead(rows: Sequence[Mapping[str, Any]], names: Sequence[str], key: str) -> dict[str, Any] | None:
     """By how much ours is above the best trivial answer, object by object."""
-    trivial = [name for name in names if name != OURS]
+    trivial = [name for name in names if name in TRIVIAL_ANSWERS]
     if OURS not in names or not trivial or key not in rows[0][OURS]:
         return None
     best = max(trivial, key=lambda name: _means(rows, name)[key])
-    difference = np.array([[row[OURS][key] - row[best][key]] for row in rows])
-    interval = bootstrap_intervals(difference)[0].tolist()
-    return {"over": best, "by": float(difference.mean()), "interval_95": interval}
+    return {"over": best} | _difference(rows, best, key)
+
+
+def _difference(rows: Sequence[Mapping[str, Any]], other: str, key: str) -> dict[str, Any]:
+    """By how much ours is above another answer, object by object, with its interval."""
+    difference = np.array([[row[OURS][key] - row[other][key]] for row in rows])
+    return {"by": float(difference.mean()), "interval_95": bootstrap_intervals(difference)[0].tolist()}
 
 
 def table(record: Mapping[str, Any]) -> str:
@@ -175,6 +225,9 @@ def table(record: Mapping[str, Any]) -> str:
     for key, lead in record["lead"].items():
         low, high = lead["interval_95"]
         rows.append(f"{key}: ours is {lead['by']:+.3f} [{low:+.3f}, {high:+.3f}] from {lead['over']}")
+    if drop := record["shuffled_drop"]:
+        low, high = drop["interval_95"]
+        rows.append(f"iou: ours is {drop['by']:+.3f} [{low:+.3f}, {high:+.3f}] from answers to other objects' pictures")
     return "\n".join(rows)
 
 
@@ -243,66 +296,3 @@ def versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[package.lower()] = None
     return found
-
-
-# Contact sheets.
-
-_THUMB, _CAPTION, _COLUMNS, _ROWS = 96, 14, 3, 12
-_SHEET_VIEWS = (0, 2)  # of the novel views: front right and back left
-
-
-def write_sheets(scored: Sequence[Scored], out: Path) -> list[str]:
-    """Draw input, ours and truth (two novel views each) of every object, the best IoU first; gives the file names."""
-    ordered = sorted(scored, key=lambda s: -s.row[OURS]["iou"])
-    per_page, names = _COLUMNS * _ROWS, []
-    for stale in out.glob("sheet-*.png"):  # of an earlier, longer run
-        stale.unlink()
-    for start in range(0, len(ordered), per_page):
-        page = start // per_page + 1
-        name = SHEET_FILE if page == 1 else SHEET_FILE.replace(".", f"-{page}.")
-        write_picture(_sheet(ordered[start : start + per_page]), out / name)
-        names.append(name)
-    return names
-
-
-def _sheet(scored: Sequence[Scored]) -> Bytes:
-    """One page: cells of input | ours, ours | truth, truth with a caption, filled row by row."""
-    from PIL import Image, ImageDraw
-
-    width, height = 5 * _THUMB + 8, _THUMB + _CAPTION
-    rows = math.ceil(len(scored) / _COLUMNS)
-    page = Image.new("RGB", (min(len(scored), _COLUMNS) * width, rows * height), "white")
-    draw = ImageDraw.Draw(page)
-    for index, one in enumerate(scored):
-        x, y = index % _COLUMNS * width, index // _COLUMNS * height
-        caption = f"{one.row[OURS]['iou']:.3f}  {one.row['id']}"
-        draw.text((x + 2, y + 1), caption.encode("ascii", "replace").decode(), fill="black")
-        for column, picture in enumerate(_thumbs(one)):
-            page.paste(picture, (x + column * _THUMB + (column + 1) // 2 * 3, y + _CAPTION))
-    return np.asarray(page)
-
-
-def _thumbs(one: Scored) -> list[Any]:
-    """Five small Pillow pictures: the input over grey, then two views of ours and two of the truth."""
-    from PIL import Image
-
-    rgba = Image.fromarray(one.picture)
-    grey = Image.new("RGBA", rgba.size, (225, 225, 225, 255))
-    pictures = [Image.alpha_composite(grey, rgba).convert("RGB")]
-    for views in (one.truth_views if one.our_views is None else one.our_views, one.truth_views):
-        for view in _SHEET_VIEWS:
-            pixels = bytes_from_unit(views[view % len(views)].permute(1, 2, 0).numpy())
-            pictures.append(Image.fromarray(np.ascontiguousarray(pixels)))
-    return [picture.resize((_THUMB, _THUMB), Image.Resampling.BOX) for picture in pictures]
-
-
-def write_picture(picture: Bytes, path: Path) -> None:
-    """Write a picture (H, W, 3 or 4) uint8 as PNG, whole or not at all.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    from PIL import Image
-
-    with written_whole(path) as aside:
-        Image.fromarray(np.ascontiguousarray(picture)).save(aside, "PNG")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +26,9 @@ from multiview.errors import MeshError, SettingsError
 from tests.fakes import ellipsoid_field, use_fake_model
 from train import protocol as protocol_page
 from train.baselines import TRIVIAL_ANSWERS, Bytes, turned
-from train.evaluate import evaluate, main
+from train.evaluate import ModelLifter, evaluate, main
 from train.protocol import EvalObject, EvalProtocol, find_objects, spread
-from train.scorecard import input_psnr
+from train.scorecard import Scored, add_shuffled, input_psnr
 
 QUADS = ((0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3))
 SMALL = replace(
@@ -95,6 +96,13 @@ def knowing(data: Path, change: Callable[[Mesh, float], Mesh]) -> Callable[[Byte
     return lambda picture: lifted(next(answers), picture)
 
 
+class Slab:
+    """A model that can be sent to another process: a slab, whatever it sees."""
+
+    def __call__(self, picture: Bytes) -> Any:
+        return lifted(boxes(((-1, -1, -0.3), (1, 1, 0.3))), picture)
+
+
 def right(mesh: Mesh, azimuth: float) -> Mesh:
     """The truth, moved and scaled, which does not count."""
     matrix = np.diag([0.3, 0.3, 0.3, 1.0])
@@ -117,7 +125,7 @@ def test_the_truth_gets_full_marks_and_everything_is_written(data: Path, train: 
     assert record == json.loads((out / "metrics.json").read_text())
     assert [row["id"] for row in record["objects"]] == ["crane", "kit/sign"]
     assert all(row["ours"]["iou"] > 0.99 and row["ours"]["ssim"] > 0.99 for row in record["objects"])
-    assert set(record["mean"]) == {"ours", *TRIVIAL_ANSWERS} and record["failures"] == []
+    assert set(record["mean"]) == {"ours", "shuffled", *TRIVIAL_ANSWERS} and record["failures"] == []
     means = record["mean"]
     assert means["ours"]["fscore_0.1"] > 0.95 and means["ours"]["psnr"] > 35
     assert max(means[name]["iou"] for name in TRIVIAL_ANSWERS) < 0.9
@@ -132,6 +140,116 @@ def test_the_truth_gets_full_marks_and_everything_is_written(data: Path, train: 
         assert picture.mode == "RGBA" and sheet.size == (2 * 488, 110)
     assert any("fitting" in line for line in lines)
     assert lines[-1] == f"[2/2] kit/sign: IoU {record['objects'][1]['ours']['iou']:.3f} (ours)"
+
+
+def test_sheets_of_the_best_the_median_and_the_worst(data: Path, tmp_path: Path) -> None:
+    out, calls = tmp_path / "out", iter(range(2))
+    knows = knowing(data, right)
+
+    def second_fails(picture: Bytes) -> Any:
+        if next(calls) == 1:
+            raise MeshError("no surface was found")
+        return knows(picture)
+
+    record = score(data, out, second_fails)
+    assert record["sheets"] == ["sheet.png", "best.png", "median.png", "worst.png"]
+    for name in ("best", "median", "worst"):  # two objects: all of them on each
+        with Image.open(out / f"{name}.png") as page:
+            assert page.size == (7 * 228, 34 + 2 * 262)
+            cells = np.asarray(page).astype(float)
+        top, bottom = cells[34 + 34 : 34 + 262], cells[34 + 262 + 34 :]
+        rows = [[row[4:224, 228 * i + 4 : 228 * i + 224] for i in range(7)] for row in (top, bottom)]
+        assert all((cell < 200).any() for cell in rows[0]), "the better one is on top, in all seven cells"
+        for ours, truth in ((1, 4), (2, 5), (3, 6)):
+            assert np.abs(rows[0][ours] - rows[0][truth]).mean() < 2, "ours is the truth"
+            assert (rows[1][ours] == 255).all() and (rows[1][truth] < 200).any(), "what failed is blank"
+        assert np.abs(rows[0][4] - rows[0][6]).mean() > 5, "front and behind differ"
+
+
+# Pictures of other objects.
+
+
+def scored(name: str, truth: np.ndarray, ours: np.ndarray | None) -> Scored:
+    row: dict[str, Any] = {"id": name, "ours": {"iou": 0.5}}
+    return Scored(row, [], np.packbits(truth), None if ours is None else np.packbits(ours), [])
+
+
+def test_shuffled_is_the_overlap_with_the_answer_half_the_list_on() -> None:
+    cells = np.eye(4, dtype=bool).repeat(4, 1)[:, :16].reshape(4, 4, 4)  # object i fills a quarter of 16 cells
+    wide = cells | np.roll(cells, 2, 0)  # ours: that quarter and the one of the object two further on
+    objects = [scored(f"{i}", cells[i], wide[i]) for i in range(4)]
+    add_shuffled(objects)
+    assert [one.row["shuffled"] for one in objects] == [{"iou": 0.5, "picture": f"{(i + 2) % 4}"} for i in range(4)]
+    odd = [scored(f"{i}", cells[i], cells[i]) for i in range(3)]
+    add_shuffled(odd)
+    assert [one.row["shuffled"] for one in odd] == [{"iou": 0.0, "picture": f"{(i + 1) % 3}"} for i in range(3)]
+
+
+def test_shuffled_needs_two_objects_and_a_model() -> None:
+    cells = np.ones((2, 2, 2), bool)
+    for objects in ([scored("a", cells, cells)], [scored("a", cells, None), scored("b", cells, None)]):
+        add_shuffled(objects)
+        assert "shuffled" not in objects[0].row
+
+
+def test_a_model_that_looks_loses_by_other_pictures_and_a_blind_one_does_not(data: Path, tmp_path: Path) -> None:
+    write_mesh(boxes(((-1, -0.6, -0.2), (1, 0.6, 0.2))), data / "slab.glb")
+    record = score(data, tmp_path / "sees", knowing(data, right))
+    drop = record["shuffled_drop"]
+    shuffled = [row["shuffled"] for row in record["objects"]]
+    assert [one["picture"] for one in shuffled] == ["kit/sign", "slab", "crane"]
+    assert record["mean"]["shuffled"]["iou"] == pytest.approx(np.mean([one["iou"] for one in shuffled]))
+    assert drop["by"] == pytest.approx(record["mean"]["ours"]["iou"] - record["mean"]["shuffled"]["iou"])
+    assert drop["by"] > 0.3 and drop["interval_95"][0] > 0.1
+    blind = score(data, tmp_path / "blind", lambda picture: lifted(boxes(((-1, -1, -1), (1, 1, 1))), picture))
+    assert blind["shuffled_drop"]["by"] == pytest.approx(0, abs=1e-12)
+    assert blind["lead"] == {}, "shuffled answers are no trivial answer"
+
+
+# Several processes.
+
+
+def test_two_processes_give_the_same_numbers(data: Path, train: Path, tmp_path: Path) -> None:
+    answers = ("ours", "extrusion", "retrieval")
+    found = [score(data, tmp_path / f"{n}", Slab(), answers=answers, processes=n) for n in (1, 2)]
+    for record in found:
+        for row in record["objects"]:
+            row["ours"].pop("seconds")
+    assert found[0]["objects"] == found[1]["objects"] and found[0]["failures"] == found[1]["failures"] == []
+    assert (tmp_path / "1" / "best.png").read_bytes() == (tmp_path / "2" / "best.png").read_bytes()
+
+
+def test_fitting_is_spread_where_it_is_worth_it(
+    data: Path, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def mapped(function: Callable[[Any], Any], items: Any, processes: int) -> Any:
+        seen.append(processes)
+        return map(function, items)
+
+    monkeypatch.setattr(protocol_page, "mapped", mapped)
+    monkeypatch.setattr(protocol_page, "_WORTH_A_PROCESS", 1)
+    objects, names = find_objects(data), ("extrusion", "retrieval")
+    protocol_page.prepare_trivial(names, train, tmp_path, objects, SMALL, lambda line: None, 2)
+    monkeypatch.setattr(protocol_page, "_WORTH_A_PROCESS", 2)  # three objects: one process
+    protocol_page.prepare_trivial(names, train, tmp_path / "again", objects, SMALL, lambda line: None, 2)
+    assert seen == [2, 2, 1, 1]
+
+
+def test_a_model_that_cannot_be_sent_says_so(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"processes=2 wants a model.*Try processes=1"):
+        score(data, tmp_path, lambda picture: None, processes=2)
+    with pytest.raises(SettingsError, match="processes=0"):
+        score(data, tmp_path, None, processes=0)
+
+
+def test_a_named_model_travels_without_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_model(monkeypatch)
+    lifter = ModelLifter("fake", "cpu", "fp32", 32)
+    assert lifter.told()["name"] == "fake" and lifter.pipe is lifter.pipe
+    again = pickle.loads(pickle.dumps(lifter))
+    assert again == lifter and "pipe" not in vars(again)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +356,11 @@ def test_a_truth_that_cannot_be_read_is_skipped_and_named(data: Path, tmp_path: 
 
 def test_trivial_answers_are_left_out_without_training_objects(data: Path, tmp_path: Path) -> None:
     record = score(data, tmp_path / "out", knowing(data, right), answers=("ours", "ellipsoid"))
-    assert set(record["mean"]) == {"ours"} and "--train" in record["left_out"]["ellipsoid"] and record["lead"] == {}
+    assert (
+        set(record["mean"]) == {"ours", "shuffled"}
+        and "--train" in record["left_out"]["ellipsoid"]
+        and record["lead"] == {}
+    )
 
 
 def test_constants_are_fitted_once_for_one_train_folder(

@@ -10,17 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrm.inside import inside_mesh
 from lrm.mesh import Mesh
 from lrm.metrics import (
     PSNR_CEILING,
     ShapeSettings,
     TrueShape,
-    _is_closed,
     best_alignment,
     bootstrap_intervals,
-    cell_centres,
-    inside_placed,
+    cell_axes,
     occupancy,
     overlap,
     placed,
@@ -29,6 +26,7 @@ from lrm.metrics import (
     sample_surface,
     score_nothing,
     score_shape,
+    score_shape_and_volume,
     ssim,
     surface_scores,
 )
@@ -88,12 +86,10 @@ def test_a_point_cannot_be_placed() -> None:
         placed(Mesh(np.ones((3, 3)), np.array([[0, 1, 2]]), np.zeros((3, 3))))
 
 
-def test_cell_centres_lie_half_a_cell_inside() -> None:
-    points = cell_centres((1, 2, 1), 4)
-    assert points.shape == (2 * 4 * 2, 3)
-    assert points[0].tolist() == [-0.25, -0.75, -0.25]
-    assert points[1].tolist() == [-0.25, -0.75, 0.25]  # z is fastest
-    assert points[-1].tolist() == [0.25, 0.75, 0.25]
+def test_cells_are_asked_at_their_centres() -> None:
+    x, y, z = cell_axes((1, 2, 3), 4)
+    assert x.tolist() == [-0.25, 0.25] and y.tolist() == [-0.75, -0.25, 0.25, 0.75]
+    assert len(z) == 6 and z[-1] == 1.25
 
 
 def test_iou_of_two_shifted_boxes() -> None:
@@ -114,21 +110,6 @@ def test_iou_of_concentric_spheres_is_the_cube_of_their_radii() -> None:
 def test_occupancy_keeps_x_y_z_apart() -> None:
     occupied = occupancy(box((0, -1, -1), (1, -0.5, 1)), 8)  # +x half, lowest quarter of y
     assert occupied[4:, :2, :].all() and occupied.sum() == 4 * 2 * 8
-
-
-@pytest.mark.parametrize("case", ["closed", "split corners", "open", "sheet"])
-def test_what_is_not_asked_is_outside(case: str) -> None:
-    mesh = box((-0.5, -0.6, -0.7), (0.5, 0.2, 0.7))
-    if case == "split corners":  # every face with vertices of its own, as game assets have them
-        mesh = Mesh(mesh.vertices[mesh.faces].reshape(-1, 3), np.arange(36).reshape(-1, 3), np.zeros((36, 3)))
-    elif case == "open":  # without its lid: there is some winding number above it
-        mesh = Mesh(mesh.vertices, mesh.faces[[i for i in range(12) if i not in (10, 11)]], mesh.colors)
-    elif case == "sheet":
-        mesh = Mesh(mesh.vertices, mesh.faces[8:10], mesh.colors)
-    points = np.random.default_rng(0).uniform(-1, 1, (4000, 3))
-    expected = inside_mesh(mesh.vertices, mesh.faces, points)
-    assert expected.any() and (inside_placed(mesh, points) == expected).all()
-    assert _is_closed(mesh) == (case in ("closed", "split corners"))
 
 
 def test_overlap_of_nothing_and_of_unlike_grids() -> None:
@@ -225,6 +206,14 @@ def test_the_truth_scores_full_marks_at_any_place_and_size() -> None:
     assert scores["iou"] > 0.99 and scores["iou_aligned"] > 0.9
     assert scores["fscore_0.1"] > 0.99 and scores["chamfer"] < 0.05
     assert set(scores) == set(score_nothing(SMALL))
+
+
+def test_the_volume_comes_with_the_scores() -> None:
+    truth = TrueShape.of(lopsided(), seed=1, settings=SMALL)
+    scores, volume = score_shape_and_volume(box((-1, -1, -1), (1, 1, 1)), truth)
+    assert volume.shape == (32, 32, 32) and volume.all()
+    assert scores == score_shape(box((-1, -1, -1), (1, 1, 1)), truth)
+    assert scores["iou"] == pytest.approx(truth.occupied.mean())
 
 
 def test_a_mirrored_truth_does_not() -> None:
