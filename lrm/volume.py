@@ -72,6 +72,9 @@ def render_rays(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """March rays through a field with evenly spaced midpoints; the same input gives the same output.
 
+    A field may mean something outside its cube (`Field.reach`): one that was stood upright has corners there. Rays are
+    marched through the cube that holds it all.
+
     Args:
         field: what is rendered.
         origins, directions: (R, 3) world units, directions of unit length.
@@ -82,7 +85,7 @@ def render_rays(
         Colour (R, 3) over the background, opacity (R,), and expected ray parameter ``t`` (R,), 0 where nothing was
         hit. Differentiable in the field.
     """
-    near, far = cube_interval(origins, directions, field.scene_radius)
+    near, far = cube_interval(origins, directions, max(field.scene_radius, field.reach))
     step = (far - near)[:, None] / samples_per_ray
     middle = torch.arange(samples_per_ray, device=origins.device, dtype=origins.dtype) + 0.5
     t = near[:, None] + step * middle

@@ -8,16 +8,16 @@ import hashlib
 import json
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from .errors import WeightsError
-from .files import write_bytes_whole, write_json_whole
+from .files import write_json_whole, written_whole
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -124,13 +124,15 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
         ) from error
 
 
-def load_strict(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
+def load_strict(module: nn.Module, state: dict[str, Tensor], where: str, *, assign: bool = False) -> None:
     """Copy ``state`` into ``module``; every key must be there with its shape, and no other.
 
     Args:
         module: its parameters and persistent buffers are overwritten; floats are converted to their dtype.
         state: {key: tensor}.
         where: what to call the weights in an error.
+        assign: put the tensors in the place of the module's instead, those of its dtype without a copy (so that mapped
+            files stay mapped); the module may then be on the meta device.
 
     Raises:
         WeightsError: missing, extra or differently shaped tensors, each kind counted and its first named.
@@ -155,27 +157,66 @@ def load_strict(module: nn.Module, state: dict[str, Tensor], where: str) -> None
             f"{where} does not fit the model ({len(state)} tensors in the file, {len(wanted)} in the model): "
             f"{'; '.join(problems)}. Check that weights and config come from one release."
         )
-    module.load_state_dict(state, strict=True)
+    if assign:
+        state = {key: state[key].to(tensor.dtype) for key, tensor in wanted.items()}
+    module.load_state_dict(state, strict=True, assign=assign)
 
 
 def save_folder(
-    folder: str | Path, config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype | None = None
+    folder: str | Path, config: dict[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype | None = None
 ) -> None:
     """Write ``config.json`` and ``model.safetensors``, each whole; floats are stored as ``dtype`` when given.
 
-    Tensors that share memory are stored as separate copies.
+    Tensors that share memory are stored as separate copies. One tensor at a time is converted and written, so that
+    memory rises by the largest of them alone.
     """
     folder = Path(folder)
-    tensors = {k: _stored(v, dtype) for k, v in state.items()}
-    write_bytes_whole(folder / WEIGHTS_FILE, save(tensors))
+    write_safetensors(folder / WEIGHTS_FILE, state, dtype)
     write_json_whole(
         folder / CONFIG_FILE, {"format": FORMAT_VERSION, **{k: v for k, v in config.items() if k != "format"}}
     )
 
 
-def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-    return tensor.detach().to("cpu", wanted, copy=True, memory_format=torch.contiguous_format)
+# What the safetensors format calls the number formats that weights have.
+_TYPE_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def write_safetensors(path: str | Path, state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
+    """Write tensors as a safetensors file, whole, one tensor in memory at a time.
+
+    Args:
+        path: the file.
+        state: {key: tensor}, on any device.
+        dtype: of the floating-point tensors in the file; None keeps each tensor's.
+
+    Raises:
+        OutputError: it cannot be written.
+
+    Source:
+        https://github.com/huggingface/safetensors, section "Format": header length (8 bytes), header (JSON), data. As
+        its own library does, wide types come first, so that every tensor is aligned to its type.
+    """
+    stored = {key: _stored_dtype(tensor, dtype) for key, tensor in state.items()}
+    order = sorted(state, key=lambda key: (-stored[key].itemsize, key))
+    header: dict[str, Any] = {}
+    end = 0
+    for key in order:
+        start, end = end, end + state[key].numel() * stored[key].itemsize
+        header[key] = {"dtype": _TYPE_NAMES[stored[key]], "shape": list(state[key].shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with written_whole(path) as aside, aside.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for key in order:
+            tensor = state[key].detach().to("cpu", stored[key]).contiguous()
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _stored_dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
 
 
 def file_sha256(path: str | Path) -> str:

@@ -91,6 +91,47 @@ def test_going_back_to_the_default(stand_in: StandIn) -> None:
     assert stand_in.calls == []
 
 
+@pytest.mark.parametrize(
+    ("queries", "keys"),
+    [(1, 1), (512, 7), (513, 40), (1030, 300)],
+    ids=["one", "one-block", "one-over", "three-blocks"],
+)
+def test_bf16_without_gradients_equals_the_fused_kernel_up_to_bf16(queries: int, keys: int) -> None:
+    query, key, value = (x.bfloat16() for x in random_heads(queries, keys, keys))
+    exact = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+    with torch.no_grad():
+        found = attend(query, key, value)
+    assert found.dtype == torch.bfloat16 and found.shape == (2, 3, queries, 4)
+    # Three roundings (scores, weights, result) of 2 ** -9 each, of values up to 4 and scores up to 8.
+    assert float((found.float() - exact).abs().max()) < 0.03
+    wrong = F.scaled_dot_product_attention(query.float(), key.float().flip(2), value.float())
+    assert keys == 1 or float((found.float() - wrong).abs().max()) > 0.03  # the bound can tell
+
+
+def test_bf16_keys_with_a_large_common_part_keep_their_digits() -> None:
+    # Scores are near 60 and differ by less than 1: rounded as they are, to steps of 0.25, they would say little.
+    query, key, value = random_heads(600, 50, 50)
+    query, key, value = (query * 0.1 + 10).bfloat16(), (key * 0.02 + 3).bfloat16(), value.bfloat16()
+    exact = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+    with torch.no_grad():
+        found = attend(query, key, value)
+    plain = torch.softmax((query * 0.5) @ key.transpose(-1, -2), -1) @ value
+    error, plain_error = ((x.float() - exact).square().mean().sqrt() for x in (found, plain))
+    assert error < 0.003 < plain_error
+
+
+def test_bf16_heads_lie_as_joining_wants_them() -> None:
+    with torch.no_grad():
+        found = attend(*(x.bfloat16() for x in random_heads(5, 6, 6)))
+    assert join_heads(found).data_ptr() == found.data_ptr()
+
+
+def test_bf16_with_gradients_is_differentiable() -> None:
+    query, key, value = (x.bfloat16().requires_grad_() for x in random_heads(5, 7, 7))
+    attend(query, key, value).float().sum().backward()
+    assert value.grad is not None and float(value.grad.float().sum()) == pytest.approx(2 * 3 * 5 * 4, rel=0.02)
+
+
 def test_missing_xformers_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SettingsError, match=r"xformers is not installed.*trilift\[xformers\]"):

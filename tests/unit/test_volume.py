@@ -54,6 +54,38 @@ def test_a_cube_behind_the_camera_is_not_seen_and_from_inside_only_what_lies_ahe
     assert render_rays(slab(0.4), inside, direction)[1].item() == pytest.approx(1 - math.exp(-0.4 * 1.5), abs=1e-6)
 
 
+class Reaching(FunctionField):
+    """Means something up to 1.5 from the origin, though its cube has half side 1."""
+
+    @property
+    def reach(self) -> float:
+        return 1.5
+
+
+def test_what_a_field_holds_outside_its_cube_is_seen() -> None:
+    def density(points: torch.Tensor) -> torch.Tensor:
+        return 2.0 * (points[:, 0].abs() > 1.0)
+
+    def color(points: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(points), 3)
+
+    # Two walls, from -1.5 to -1 and from 1 to 1.5: a length of 1 in all.
+    _, opacity, _ = render_rays(Reaching(density, color), *toward_minus_x(y=1.2), samples_per_ray=30)
+    assert opacity.item() == pytest.approx(1 - math.exp(-2.0), abs=1e-6)
+    assert render_rays(FunctionField(density, color), *toward_minus_x())[1].item() == 0.0
+    assert render_rays(Reaching(density, color), *toward_minus_x(y=1.6))[1].item() == 0.0
+
+
+def test_a_field_that_reaches_no_further_than_its_cube_is_marched_as_before() -> None:
+    class Short(FunctionField):
+        @property
+        def reach(self) -> float:
+            return 0.5
+
+    field = Short(lambda p: torch.ones(len(p)), lambda p: torch.zeros(len(p), 3))
+    assert render_rays(field, *toward_minus_x())[1].item() == pytest.approx(1 - math.exp(-2.0), abs=1e-5)
+
+
 def test_cube_interval_of_a_diagonal_ray() -> None:
     direction = torch.ones(1, 3) / math.sqrt(3)
     near, far = cube_interval(-2 * torch.ones(1, 3), direction, 1.0)

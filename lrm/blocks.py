@@ -1,0 +1,213 @@
+"""What the published reconstruction models are built from: attention, MLPs, norms, decoder blocks, the upsampler.
+
+Numbers are kept in two ways. Matrices (`Linear`) live and multiply in the dtype that `use_dtype` gives them; norms,
+learned tokens, the residual stream and everything after the transformer stay fp32. With fp32 matrices that is the
+references' arithmetic; with bf16 ones it is half the memory at a small, bounded error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multiview.attention import attend, join_heads, split_heads
+
+Step = Literal["self", "cross"]
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Linear(nn.Linear):
+    """A linear layer that takes input of any float dtype and multiplies in its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) → (..., out) in the dtype of the weight."""
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+def use_dtype(network: Network, dtype: torch.dtype) -> Network:
+    """Give every `Linear` inside ``network`` the dtype, in place, and leave all other parameters fp32.
+
+    Works on the ``meta`` device, before weights are there, as well as afterwards.
+    """
+    for module in network.modules():
+        if isinstance(module, Linear):
+            module.to(dtype)
+    return network
+
+
+def matrix_dtype(network: nn.Module) -> torch.dtype:
+    """The dtype of the first `Linear` inside ``network``; fp32 when there is none."""
+    return next((m.weight.dtype for m in network.modules() if isinstance(m, Linear)), torch.float32)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens to themselves or to a context, without mask; scale head_width ** -0.5.
+
+    Args:
+        width: D of the tokens, a multiple of ``heads``.
+        heads: number of heads.
+        context_width: E of the context; D when the tokens attend to themselves.
+        bias: whether query, key and value have one.
+        out_bias: whether the output projection has one.
+    """
+
+    def __init__(
+        self, width: int, heads: int, context_width: int | None = None, *, bias: bool = False, out_bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = Linear(width, width, bias=bias)
+        self.key = Linear(context_width or width, width, bias=bias)
+        self.value = Linear(context_width or width, width, bias=bias)
+        self.out = Linear(width, width, bias=out_bias)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Tokens (B, L, D), context (B, M, E) or None for the tokens themselves → (B, L, D)."""
+        x = x.to(self.query.weight.dtype)
+        context = x if context is None else context.to(x.dtype)
+        query, key, value = (
+            split_heads(t, self.heads) for t in (self.query(x), self.key(context), self.value(context))
+        )
+        return self.out(join_heads(attend(query, key, value)))
+
+
+class GeluMlp(nn.Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.expand, self.shrink = Linear(width, hidden), Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) → (..., D)."""
+        return self.shrink(F.gelu(self.expand(x)))
+
+
+class GegluMlp(nn.Module):
+    """Linear to twice the hidden width, of which the first half is gated by the GELU of the second; linear.
+
+    Source:
+        Shazeer 2020 (arXiv 2002.05202), equation 6, with the value first and the gate second.
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.expand, self.shrink = Linear(width, 2 * hidden), Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) → (..., D)."""
+        value, gate = self.expand(x).chunk(2, -1)
+        return self.shrink(value * F.gelu(gate))
+
+
+class ModulatedNorm(nn.LayerNorm):
+    """A layer norm that a condition may shift and scale: LN(x) * (1 + scale) + shift.
+
+    Args:
+        width: D.
+        eps: added to the variance.
+        condition_width: width of the condition, or None for a plain layer norm.
+    """
+
+    def __init__(self, width: int, eps: float, condition_width: int | None = None) -> None:
+        super().__init__(width, eps)
+        self.modulation = None if condition_width is None else Linear(condition_width, 2 * width)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Tokens (B, L, D) and condition (B, condition_width), not used by a plain norm → (B, L, D)."""
+        x = super().forward(x)
+        if self.modulation is None or condition is None:
+            return x
+        shift, scale = self.modulation(F.silu(condition)).float()[:, None].chunk(2, -1)
+        return x * (1 + scale) + shift
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """One block of a plane decoder.
+
+    Attributes:
+        width: D of the plane tokens.
+        heads: of both attentions.
+        context_width: E of the image tokens.
+        norm_eps: of the block's three norms.
+        order: which attention comes first; the MLP is always last.
+        mlp: kind of MLP, hidden width 4 * D.
+        out_bias: whether the attentions' output projections have a bias.
+        condition_width: of what modulates the norms, or None.
+    """
+
+    width: int
+    heads: int
+    context_width: int
+    norm_eps: float
+    order: tuple[Step, Step] = ("cross", "self")
+    mlp: Literal["gelu", "geglu"] = "gelu"
+    out_bias: bool = False
+    condition_width: int | None = None
+
+
+class DecoderBlock(nn.Module):
+    """Plane tokens attend to themselves and to the image tokens, in the config's order, and then think.
+
+    Every step is x += step(norm(x)).
+    """
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        c = config
+        self.order = c.order
+        self.norm_self, self.norm_cross, self.norm_mlp = (
+            ModulatedNorm(c.width, c.norm_eps, c.condition_width) for _ in range(3)
+        )
+        self.attend_self = Attention(c.width, c.heads, out_bias=c.out_bias)
+        self.attend_cross = Attention(c.width, c.heads, c.context_width, out_bias=c.out_bias)
+        self.mlp = (GegluMlp if c.mlp == "geglu" else GeluMlp)(c.width, 4 * c.width)
+
+    def forward(self, tokens: Tensor, context: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Plane tokens (B, L, D), image tokens (B, M, E), condition (B, condition_width) or None → (B, L, D)."""
+        for step in self.order:
+            if step == "self":
+                tokens = tokens + self.attend_self(self.norm_self(tokens, condition))
+            else:
+                tokens = tokens + self.attend_cross(self.norm_cross(tokens, condition), context)
+        return tokens + self.mlp(self.norm_mlp(tokens, condition))
+
+
+class CameraEmbedding(nn.Module):
+    """Sixteen camera numbers → the condition of modulated norms: linear, SiLU, linear."""
+
+    def __init__(self, width: int, numbers: int = 16) -> None:
+        super().__init__()
+        self.expand, self.mix = Linear(numbers, width), Linear(width, width)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """(B, 16) → (B, width) float32."""
+        return self.mix(F.silu(self.expand(numbers))).float()
+
+
+class PlaneUpsampler(nn.ConvTranspose2d):
+    """Plane tokens → planes of twice the side: one 2 x 2 transposed convolution with stride 2, shared by the planes.
+
+    It is written as the matrix product that it is, in fp32, so that no convolution library rounds to TF32.
+
+    Args:
+        width: D of the tokens.
+        channels: C of the planes.
+    """
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__(width, channels, kernel_size=2, stride=2)
+
+    def forward(self, tokens: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Tokens (B, 3 * s * s, D), index = plane * s * s + row * s + column → planes (B, 3, C, 2s, 2s) float32."""
+        side = round((tokens.shape[1] / 3) ** 0.5)
+        weight = self.weight.float()  # (D, C, 2, 2)
+        cells = (tokens.float() @ weight.flatten(1)).unflatten(-1, weight.shape[1:]).unflatten(1, (3, side, side))
+        # (B, 3, row, column, C, 2, 2) → (B, 3, C, row, 2, column, 2)
+        planes = cells.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)
+        return planes if self.bias is None else planes + self.bias.float()[:, None, None]
