@@ -1,4 +1,4 @@
-"""The command line: ``trilift lift | batch | models | doctor | eval | demo``.
+"""The command line: ``trilift lift | batch | models | convert | doctor | eval | demo``.
 
 Nothing heavy is imported until a command needs it, so that ``--help`` is quick. Exit status 0: all lifted; 1: some
 inputs failed, each named on stderr; 2: wrong usage; 130: interrupted.
@@ -19,7 +19,7 @@ from multiview.errors import SettingsError, TriliftError
 
 from . import __version__
 from .progress import Narrator, OnStage
-from .settings import BACKGROUNDS, FORMATS, LiftSettings
+from .settings import BACKGROUNDS, FORMATS, THRESHOLD_WORDS, LiftSettings
 
 if TYPE_CHECKING:
     from .batch import LiftResult
@@ -65,16 +65,25 @@ def build_parser() -> argparse.ArgumentParser:
     lift = commands.add_parser("lift", help="lift one photo or several", description=_LIFT_TEXT)
     lift.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="any picture that Pillow reads")
     _add_lift_options(lift)
+    views_help = "pictures with cameras.json or transforms.json, for models that take views; one PHOTO"
+    lift.add_argument("--views-dir", metavar="DIR", help=views_help)
     lift.set_defaults(command=_lift)
 
     batch = commands.add_parser("batch", help="lift a folder of photos; resumes", description=_BATCH_TEXT)
     batch.add_argument("folder", type=Path, metavar="FOLDER", help="searched with its sub-folders")
     _add_lift_options(batch)
-    batch.set_defaults(command=_batch)
+    batch.set_defaults(command=_batch, views_dir=None)
 
     models = commands.add_parser("models", help="list the known weights, their licences and whether they are here")
     models.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
     models.set_defaults(command=_models)
+
+    convert = commands.add_parser("convert", help="write weights as our own folder form", description=_CONVERT_TEXT)
+    convert.add_argument("source", metavar="SRC", help=_MODEL_HELP)
+    convert.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="made when missing")
+    convert.add_argument("--dtype", choices=_DTYPES[1:], default="fp32", help="in the file (default %(default)s)")
+    convert.add_argument("--revision", metavar="R", help="commit, branch or tag on the hub")
+    convert.set_defaults(command=_convert)
 
     doctor = commands.add_parser("doctor", help="check this installation")
     doctor.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -93,6 +102,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+_MODEL_HELP = "a name of trilift models, a folder or file of weights, or owner/name on the hub"
+_CONVERT_TEXT = (
+    "Read weights strictly and write FOLDER/config.json and FOLDER/model.safetensors, with where they come from and "
+    "their licence. What is written loads without a network and without their publisher's files."
+)
 _LIFT_TEXT = (
     "Lift photos. Each gets OUT/<name>/ with mesh.glb, input.png and asset.json; <name> is the file's stem, or its "
     "full name where two photos share the stem."
@@ -107,11 +121,13 @@ def _add_lift_options(parser: argparse.ArgumentParser) -> None:
     d = LiftSettings()
     add = parser.add_argument
     add("-o", "--out", type=Path, default=Path("out"), metavar="OUT", help="output folder (default %(default)s)")
-    add("--model", default="tiny", help="a name of trilift models, or a folder (default %(default)s)")
+    add("--model", default="tiny", help=f"{_MODEL_HELP} (default %(default)s)")
+    add("--revision", metavar="R", help="commit, branch or tag of a model on the hub")
+    add("--commercial-ok", action="store_true", help="take only weights that may plainly be used commercially")
     mesh = parser.add_argument_group("mesh")
     add = mesh.add_argument
     add("--resolution", type=int, default=d.resolution, metavar="N", help="samples per axis (default %(default)s)")
-    add("--threshold", type=_auto_or_number, default=d.threshold, metavar="auto|X", help="density of the surface")
+    add("--threshold", type=_threshold, default=d.threshold, metavar="auto|median|X", help="density of the surface")
     add("--faces", type=int, metavar="N", help="reduce to at most N triangles")
     formats_help = f"of {','.join(FORMATS)} (default {','.join(d.formats)})"
     add("--format", dest="formats", type=_formats, default=d.formats, metavar="F,F", help=formats_help)
@@ -141,7 +157,7 @@ def _add_lift_options(parser: argparse.ArgumentParser) -> None:
 
 _SETTING_NAMES = (
     "resolution", "threshold", "faces", "formats", "height", "scale", "turntable", "background", "foreground_ratio",
-    "elevation", "fov", "upright", "seed",
+    "elevation", "fov", "views_dir", "upright", "seed",
 )  # fmt: skip
 
 
@@ -155,7 +171,9 @@ def _lift(args: argparse.Namespace) -> int:
     from .batch import asset_folders, lift_to_folder
 
     places = asset_folders(args.photos)
-    pipe = _load(args, narrator)
+    if settings.views_dir is not None and len(places) > 1:
+        raise SettingsError(f"--views-dir {settings.views_dir} belongs to one photo, found {len(places)}. Give one.")
+    pipe = _load(args, narrator, settings)
     failed = 0
     for photo, place in places.items():
         result = lift_to_folder(pipe, photo, args.out / place, settings, on_stage=narrator.stages_of(str(photo)))
@@ -178,7 +196,7 @@ def _batch(args: argparse.Namespace) -> int:
         return narrator.stages_of(f"[{index}/{count}] {source}")
 
     counts = {"done": 0, "skipped": 0, "failed": 0}
-    for result in lift_folder(_load(args, narrator), args.folder, args.out, settings, on_photo=on_photo):
+    for result in lift_folder(_load(args, narrator, settings), args.folder, args.out, settings, on_photo=on_photo):
         counts[result.status] += 1
         _tell(result, narrator, args.json)
     told = ", ".join(f"{number} {status}" for status, number in counts.items())
@@ -186,16 +204,33 @@ def _batch(args: argparse.Namespace) -> int:
     return FAILED if counts["failed"] else OK
 
 
-def _load(args: argparse.Namespace, narrator: Narrator) -> ImageTo3D:
+def _load(args: argparse.Namespace, narrator: Narrator, settings: LiftSettings) -> ImageTo3D:
     from . import registry
 
     registry.resolve(args.model)  # a wrong name fails before torch is loaded
     start = time.perf_counter()
     from .pipeline import ImageTo3D
 
-    pipe = ImageTo3D.from_pretrained(args.model, device=args.device, dtype=args.dtype)
-    narrator.say(f"model {pipe.weights.name} on {pipe.device}, loaded in {time.perf_counter() - start:.1f} s")
+    pipe = ImageTo3D.from_pretrained(
+        args.model, device=args.device, dtype=args.dtype, revision=args.revision, commercial_ok=args.commercial_ok,
+        on_note=narrator.say,
+    )  # fmt: skip
+    pipe.check(settings)
+    told = f"model {pipe.weights.name} on {pipe.device} in {pipe.dtype}"
+    narrator.say(f"{told}, loaded in {time.perf_counter() - start:.1f} s")
     return pipe
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from . import registry
+
+    registry.resolve(args.source)
+    narrator = Narrator(sys.stderr)
+    from .convert import convert
+
+    record = convert(args.source, args.out, dtype=args.dtype, revision=args.revision, on_note=narrator.say)
+    narrator.say(f"{record.name} ({record.architecture}) written to {args.out}, sha256 {record.sha256}")
+    return OK
 
 
 def _tell(result: LiftResult, narrator: Narrator, as_json: bool) -> None:
@@ -211,16 +246,15 @@ def _tell(result: LiftResult, narrator: Narrator, as_json: bool) -> None:
 
 
 def _models(args: argparse.Namespace) -> int:
-    from .registry import models
+    from .registry import CELLS, models
 
     rows = models()
     if args.json:
         for row in rows:
             print(json.dumps(row.as_json()))
         return OK
-    head = ("name", "stage", "status", "here", "size", "licence", "commercial", "what")
-    table = [head, *(row.as_cells() for row in rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(head))]
+    table = [CELLS, *(row.as_cells() for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(CELLS))]
     for line in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     return OK
@@ -266,8 +300,8 @@ def _demo(args: argparse.Namespace) -> int:
     return int(page.main(argv) or OK)
 
 
-def _auto_or_number(text: str) -> Any:
-    return text if text == "auto" else float(text)
+def _threshold(text: str) -> Any:
+    return text if text in THRESHOLD_WORDS else float(text)
 
 
 def _formats(text: str) -> tuple[str, ...]:

@@ -29,6 +29,8 @@ NEEDED = (
     ("PIL", "pillow", "reading photos"),
     ("scipy", "scipy", "the cut-out without a learned remover"),
     ("safetensors", "safetensors", "reading weights"),
+    ("huggingface_hub", "huggingface_hub", "fetching published models"),
+    ("yaml", "pyyaml", "reading their configs"),
     ("mcubes", "PyMCubes", "taking the surface"),
     ("trimesh", "trimesh", "reading meshes"),
 )
@@ -62,7 +64,8 @@ def examine() -> list[Finding]:
     """Look at everything; a check that itself fails is a ``bad`` finding, never an exception."""
     findings: list[Finding] = []
     checks: tuple[Callable[[], list[Finding]], ...] = (
-        check_python, check_torch, check_memory, check_packages, check_rembg_model, check_weights, check_folder,
+        check_python, check_torch, check_memory, check_packages, check_rembg_model, check_weights, check_hub,
+        check_folder,
     )  # fmt: skip
     for check in checks:
         try:
@@ -171,6 +174,22 @@ def _weights_finding(row: WeightSet, path: Path) -> Finding:
     if row.sha256 is not None and digest != row.sha256:
         return Finding(name, "bad", f"{path} has sha256 {digest}, expected {row.sha256}. Install trilift again.")
     return Finding(name, "ok", f"{path.stat().st_size / 1e6:.1f} MB, {count} tensors, sha256 {digest[:16]}")
+
+
+def check_hub() -> list[Finding]:
+    """Which published weights are in the hub's cache, and whether more could be fetched into it."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return []
+    from multiview.hub import cache_folder, free_bytes, offline_switch
+
+    from .registry import models
+
+    infos = [info for info in models() if info.weights.status == "ready" and info.weights.repository is not None]
+    here = [info.weights.name for info in infos if info.here]
+    switch = offline_switch()
+    fetching = f"{switch} is set, so none is fetched" if switch else f"{free_bytes(cache_folder()) / 1e9:.0f} GB free"
+    text = f"{len(here)} of {len(infos)} here ({', '.join(here) or 'none'}), in {cache_folder()}; {fetching}"
+    return [Finding("published weights", "ok", text)]
 
 
 def check_folder() -> list[Finding]:

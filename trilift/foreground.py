@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lrm.models import Framing
+from lrm.preprocess import picture_tensor, reference_crop, reference_square
 from multiview.errors import ImageError, SettingsError
 
 from .classical import alpha_by_colors
@@ -31,15 +33,21 @@ REMEDIES = (
 )
 
 
+# A square picture with its own alpha is taken as prepared for its network when its object's middle is no further from
+# the picture's and its longest side no shorter than these shares of the picture's side.
+_PREPARED_OFF_CENTRE = 0.1
+_PREPARED_SIDE = 0.5
+
+
 @dataclass(frozen=True)
 class Cutout:
     """One object, cut out of its photo, centred in a square.
 
     Attributes:
-        image: (S, S, 4) uint8, straight alpha, sRGB; colours are 0 where alpha is 0. The object's box is centred, its
-            longest side is ``foreground_ratio`` * S.
+        image: (S, S, 4) uint8, straight alpha, sRGB, showing ``crop``; colours are 0 where alpha is 0. The object's box
+            is centred, its longest side is ``foreground_ratio`` * S; nearly so for framings other than ``resampled``.
         method: where the alpha came from.
-        foreground_ratio: longest side of the object's box / image side, 1 for ``keep``.
+        foreground_ratio: longest side of the object's box / image side; 1 for ``keep``, as found in a prepared picture.
         box: (left, top, right, bottom) px of alpha > 0.5 in the photo's ``source_image``; right and bottom excluded.
         crop: (left, top, side) px, the square of ``source_image`` that ``image`` shows; it may reach outside.
         source_size: (width, height) px of ``source_image``.
@@ -48,6 +56,9 @@ class Cutout:
             ``border_share`` (share of the outermost pixels above 0.5), ``touches_border``, ``pieces`` (count) and
             ``outside_largest`` (share of the object outside its largest piece).
         warnings: what the user should look at, one sentence each.
+        framing: how the picture for the network is made, see `lrm.models.Framing`.
+        native: (N, N, 4) uint8 of the photo's own pixels, straight alpha: what a network that resizes by itself is
+            given; None when that is ``image``.
     """
 
     image: np.ndarray
@@ -59,6 +70,17 @@ class Cutout:
     name: str
     checks: dict[str, float | bool]
     warnings: tuple[str, ...]
+    framing: Framing = "resampled"
+    native: np.ndarray | None = None
+
+    def conditioning(self, image_size: int) -> Tensor:
+        """What a network with pictures of ``image_size`` is given: (4, H, W) float32 in [0, 1], straight alpha.
+
+        For the framing ``resampled`` that is `to_tensor`; for the others the 8-bit picture as it is, divided by 255.
+        """
+        if self.framing == "resampled":
+            return self.to_tensor(image_size)
+        return picture_tensor(self.image if self.native is None else self.native)[0]
 
     def to_tensor(self, size: int) -> Tensor:
         """Resize to a (4, size, size) float32 tensor in [0, 1], straight alpha.
@@ -100,6 +122,7 @@ def cut_out(
     background: Background = "auto",
     foreground_ratio: float = 0.85,
     size: int = 512,
+    framing: Framing = "resampled",
     rembg_model: str = "u2net",
 ) -> Cutout:
     """Find the object of a photo and centre it in a square.
@@ -110,6 +133,8 @@ def cut_out(
             removes it whatever else there is; ``keep`` takes the whole frame for the object.
         foreground_ratio: longest side of the object's box / image side, in [0.1, 1]. ``keep`` fills the square (1).
         size: S, side of the result in px, at least 16.
+        framing: what the network wants, see `lrm.models.Framing`. With ``cropped`` the box is that of alpha > 0 without
+            its last row and column, and a kept photo is padded to a square as it is.
         rembg_model: name of the learned remover's weights, as in rembg.
 
     Returns:
@@ -125,6 +150,8 @@ def cut_out(
         raise SettingsError(f"foreground_ratio={foreground_ratio}: expected a number from 0.1 to 1.")
     if size < 16:
         raise SettingsError(f"size={size}: expected at least 16 px.")
+    if framing not in get_args(Framing):
+        raise SettingsError(f"framing={framing!r}: expected one of {', '.join(get_args(Framing))}.")
     if not photo.source_image[..., 3].any():
         raise ImageError(
             f"{photo.name}: is transparent everywhere ({photo.size[0]} x {photo.size[1]} px, highest alpha 0). "
@@ -140,9 +167,11 @@ def cut_out(
     if method == "keep":
         foreground_ratio, found = 1.0, []
     box = _box(rgba[..., 3])
-    crop = _crop(box, foreground_ratio)
+    crop, foreground_ratio, native = _framed(rgba, box, method, foreground_ratio, framing)
     image = _resampled(rgba, crop, size)
-    return Cutout(image, method, foreground_ratio, box, crop, photo.size, photo.name, checks, (*warnings, *found))
+    return Cutout(
+        image, method, foreground_ratio, box, crop, photo.size, photo.name, checks, (*warnings, *found), framing, native
+    )
 
 
 # Where the alpha comes from
@@ -217,6 +246,58 @@ def _box(alpha: np.ndarray) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of alpha > 0.5, right and bottom excluded."""
     rows, columns = np.flatnonzero((alpha > 0.5).any(1)), np.flatnonzero((alpha > 0.5).any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _framed(
+    rgba: np.ndarray, box: tuple[int, int, int, int], method: Method, foreground_ratio: float, framing: Framing
+) -> tuple[tuple[float, float, float], float, np.ndarray | None]:
+    """The square to show, the object's ratio in it, and its pixels where the framing wants them as they are.
+
+    Args:
+        rgba: (H, W, 4) float32 in [0, 1], straight alpha.
+        box: of alpha > 0.5, see `Cutout`.
+        method: where the alpha came from.
+        foreground_ratio: longest side of the box / side of the square.
+        framing: see `lrm.models.Framing`.
+    """
+    if framing != "resampled" and method == "keep":
+        left, top, native = _padded_to_square(_to_8_bits(rgba))
+        return (float(left), float(top), float(len(native))), foreground_ratio, native
+    if framing == "cropped":
+        pixels = _to_8_bits(rgba)
+        left, top, side = reference_square(pixels[..., 3], foreground_ratio)
+        return (float(left), float(top), float(side)), foreground_ratio, reference_crop(pixels, foreground_ratio)
+    if framing == "given" and method == "alpha" and _is_prepared(box, rgba.shape[:2]):
+        side = rgba.shape[0]
+        return (0.0, 0.0, float(side)), max(box[2] - box[0], box[3] - box[1]) / side, _to_8_bits(rgba)
+    return _crop(box, foreground_ratio), foreground_ratio, None
+
+
+def _is_prepared(box: tuple[int, int, int, int], shape: tuple[int, ...]) -> bool:
+    """Whether a photo of ``shape`` (height, width) is a square with its object in the middle."""
+    height, width = shape
+    left, top, right, bottom = box
+    off_centre = max(abs(left + right - width), abs(top + bottom - height)) / 2
+    longest = max(right - left, bottom - top)
+    return height == width and off_centre <= _PREPARED_OFF_CENTRE * width and longest >= _PREPARED_SIDE * width
+
+
+def _to_8_bits(rgba: np.ndarray) -> np.ndarray:
+    """Floats in [0, 1] → uint8, rounded: pixels that came from 8 bits get their exact numbers back."""
+    return np.rint(np.clip(rgba, 0, 1) * 255).astype(np.uint8)
+
+
+def _padded_to_square(pixels: np.ndarray) -> tuple[int, int, np.ndarray]:
+    """(left, top) px of the square in the photo, not above 0, and the square: (H, W, 4) uint8 with clear pixels added.
+
+    The published programs squeeze a photo that is not square; that would change the object's shape.
+    """
+    height, width = pixels.shape[:2]
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    square = np.zeros((side, side, 4), np.uint8)
+    square[top : top + height, left : left + width] = pixels
+    return -left, -top, square
 
 
 def _crop(box: tuple[int, int, int, int], foreground_ratio: float) -> tuple[float, float, float]:

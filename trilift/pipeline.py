@@ -13,27 +13,31 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
 
 from lrm.field import Field
 from lrm.mesh import Mesh, extract_mesh_with_report
-from lrm.models import Reconstruction, ReconstructionModel
-from multiview.devices import describe_device, pick_device, pick_dtype, synchronize
+from lrm.models import Reconstruction, ReconstructionModel, ViewsModel
+from multiview.cameras import Cameras
+from multiview.devices import describe_device, pick_device, synchronize
 from multiview.errors import MeshError, SettingsError, TriliftError
-from multiview.weights import CONFIG_FILE, WEIGHTS_FILE, file_sha256, read_config_json
+from multiview.views import Views
+from multiview.weights import file_sha256
 
 from . import registry
 from .asset import Asset
 from .batch import LiftResult, asset_name, save_asset
 from .foreground import Cutout, cut_out
+from .loading import WeightsRecord, build, check_commercial, fetch, weights_record
 from .photo import Photo, load_photo
 from .progress import OnStage, Stopwatch
 from .settings import LiftSettings
@@ -47,27 +51,9 @@ if TYPE_CHECKING:
 _CUTOUT_SIZE = 512
 _COLOR_CHUNK = 1 << 16
 _CHECK_SIZE = 128
+_MEDIAN_SIZE = 64
 _LOW_IOU = 0.5
 _RECORDED_PACKAGES = ("torch", "numpy", "trimesh", "PyMCubes", "pillow")
-
-
-@dataclass(frozen=True)
-class WeightsRecord:
-    """Which weights a pipeline runs, as asset.json states it.
-
-    Attributes:
-        name: as in the registry, or the folder's name.
-        sha256: of the weights file; None for a model built in memory.
-        config_sha256: of its config.json.
-        licence: of the weights, None when not known.
-        commercial: ``yes``, ``no``, ``conditions`` or ``unknown``.
-    """
-
-    name: str
-    sha256: str | None = None
-    config_sha256: str | None = None
-    licence: str | None = None
-    commercial: str = "unknown"
 
 
 class ImageTo3D:
@@ -78,6 +64,7 @@ class ImageTo3D:
         weights: which weights it runs.
         device: where it runs.
         dtype: number format of the network, such as ``float32``.
+        dtype_reason: why it is that one.
     """
 
     def __init__(
@@ -87,11 +74,13 @@ class ImageTo3D:
         weights: WeightsRecord | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        dtype_reason: str = "given",
     ) -> None:
         self.model = model
         self.weights = weights or WeightsRecord(model.name)
         self.device = torch.device(device)
         self.dtype = str(dtype).removeprefix("torch.")
+        self.dtype_reason = dtype_reason
 
     @classmethod
     def from_pretrained(
@@ -102,30 +91,44 @@ class ImageTo3D:
         device: str = "auto",
         dtype: str = "auto",
         revision: str | None = None,
+        commercial_ok: bool = False,
+        on_note: Callable[[str], None] | None = None,
     ) -> ImageTo3D:
-        """Load a model by name or from a folder of config.json and model.safetensors.
+        """Load a model by name, from a folder or file of weights, or from the hub.
 
         Args:
-            name_or_folder: a name of `trilift.models()`, or a folder; a name wins over a folder of that name in the
-                working directory (write ``./tiny`` for the folder).
+            name_or_folder: a name of `trilift.models()`; a folder of config.json and model.safetensors, or one as
+                TripoSR, OpenLRM or InstantMesh publish it; a single file of weights; or ``owner/name`` on the hub. A
+                name wins over a folder of that name in the working directory (write ``./tiny`` for the folder).
             views: a view generator to run first; none is available yet.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-            dtype: ``auto``, ``fp32``, ``bf16`` or ``fp16``, for the network; meshing is always fp32.
-            revision: commit of the hub repository; embedded weights and folders have none.
+            dtype: ``auto``, ``fp32``, ``bf16`` or ``fp16``, for the network; its field and meshing are always fp32.
+            revision: commit, branch or tag of the hub repository; embedded weights, folders and files have none.
+            commercial_ok: take only weights whose licence plainly allows commercial use.
+            on_note: told one line for people when something is fetched, or when the licence is not a plain yes to
+                commercial use; by default such lines go to stderr.
 
         Raises:
-            WeightsError: unknown or planned name, or weights that are missing, damaged or do not fit.
-            SettingsError: ``views`` or ``revision`` given where there is none, unknown device or dtype.
+            WeightsError: unknown or planned name, or weights that are missing, cannot be fetched, are damaged or do not
+                fit.
+            SettingsError: ``views`` or ``revision`` given where there is none, unknown device or dtype, or
+                ``commercial_ok`` and the licence is not a plain yes.
         """
         if views is not None:
             raise SettingsError(f"views={views!r}: view generators are planned, not yet available. Leave views out.")
-        folder, row = registry.resolve(name_or_folder)
-        if revision is not None:
-            raise SettingsError(f"revision={revision!r}: {name_or_folder} is not from a hub. Leave revision out.")
+        note = on_note or _note_on_stderr
+        source = registry.resolve(name_or_folder)
+        if commercial_ok and source.row is not None:
+            check_commercial(source.row)  # before anything is fetched
         torch_device = pick_device(device)
-        torch_dtype = pick_dtype(dtype, torch_device)
-        model = _load_model(folder, torch_device, torch_dtype)
-        return cls(model, weights=_weights_record(folder, row), device=torch_device, dtype=torch_dtype)
+        files = fetch(source, revision, note)
+        if commercial_ok:
+            check_commercial(weights_record(files, None))
+        model, torch_dtype, reason = build(files, torch_device, dtype)
+        record = weights_record(files, getattr(model, "architecture", "tiny"))
+        if (notice := record.notice()) is not None:
+            note(notice)
+        return cls(model, weights=record, device=torch_device, dtype=torch_dtype, dtype_reason=reason)
 
     @overload
     def __call__(
@@ -178,44 +181,82 @@ class ImageTo3D:
 
         return lift_folder(self, folder, out, (settings or LiftSettings()).replaced(**changes))
 
+    @property
+    def takes_views(self) -> bool:
+        """Whether the model can lift several views with cameras, in place of the photo."""
+        return isinstance(self.model, ViewsModel)
+
+    def check(self, settings: LiftSettings) -> None:
+        """Raise when ``settings`` ask for what this model cannot do.
+
+        Raises:
+            SettingsError: views for a model that takes the photo alone, or none for one that takes views.
+        """
+        if settings.views_dir is not None and not self.takes_views:
+            raise SettingsError(
+                f"--views-dir {settings.views_dir}: {self.weights.name} lifts the photo alone and would not look at "
+                "views. Leave --views-dir out, or take a model for views, such as instantmesh-base."
+            )
+        if settings.views_dir is None and not self.model.lifts_photos:
+            raise SettingsError(
+                f"{self.weights.name} lifts several views with cameras, and has none. Give --views-dir DIR with "
+                "pictures and cameras.json or transforms.json, or a Zero123++ sheet; or take a model for one photo, "
+                "such as triposr."
+            )
+
     def _lift(self, source: PhotoSource, settings: LiftSettings, on_stage: OnStage | None) -> Asset:
+        self.check(settings)
         watch = Stopwatch(on_stage)
         with watch.stage("load"):
             photo = load_photo(source)
         with naming(photo.name), torch.no_grad():
             with watch.stage("cutout"):
                 cutout = self._cut_out(photo, settings)
+                views = _read_views(settings)
             with watch.stage("network"):
-                reconstruction = self._reconstruct(cutout, settings)
+                reconstruction = self._reconstruct(cutout, views, settings)
             with watch.stage("mesh"):
                 mesh, report = extract_mesh_with_report(
-                    reconstruction.field, mesh_resolution=settings.resolution, threshold=settings.threshold
+                    reconstruction.field,
+                    mesh_resolution=settings.resolution,
+                    threshold=_threshold(settings, reconstruction.field),
                 )
             if settings.faces is not None and len(mesh.faces) > settings.faces:
                 with watch.stage("simplify"):
                     mesh = simplify(mesh, reconstruction.field, settings.faces)
             with watch.stage("check"):
-                checks = quality_checks(mesh, reconstruction, cutout)
+                checks = quality_checks(mesh, reconstruction, cutout, views)
         record = self._record(photo, cutout, settings, reconstruction, watch)
         record["extraction"] = {k: v for k, v in asdict(report).items() if k not in ("seconds", "warnings")}
         record["checks"] = checks
         record["warnings"] = [*photo.notes, *cutout.warnings, *report.warnings, *_warnings(checks)]
         return Asset(
-            name=asset_name(photo.name), cutout=cutout, views=None, field=reconstruction.field, mesh=mesh,
+            name=asset_name(photo.name), cutout=cutout, views=views, field=reconstruction.field, mesh=mesh,
             camera=reconstruction.camera, record=record,
         )  # fmt: skip
 
     def _cut_out(self, photo: Photo, settings: LiftSettings) -> Cutout:
         ratio = settings.foreground_ratio or self.model.foreground_ratio
         size = max(_CUTOUT_SIZE, self.model.image_size)
-        return cut_out(photo, background=settings.background, foreground_ratio=ratio, size=size)
+        framing = self.model.framing
+        if framing == "given" and settings.foreground_ratio is not None:
+            framing = "resampled"  # a prepared picture would keep the ratio that it has
+        return cut_out(photo, background=settings.background, foreground_ratio=ratio, size=size, framing=framing)
 
-    def _reconstruct(self, cutout: Cutout, settings: LiftSettings) -> Reconstruction:
-        image = cutout.to_tensor(self.model.image_size)[None].to(self.device)
+    def _reconstruct(self, cutout: Cutout, views: Views | None, settings: LiftSettings) -> Reconstruction:
+        fov_deg = None if settings.fov is None else cutout.crop_fov_deg(settings.fov)
+        if views is not None:
+            assert isinstance(self.model, ViewsModel)  # `check` has seen to it
+            made = self.model.reconstruct_views(
+                views.to(self.device), elevation_deg=settings.elevation, fov_deg=fov_deg
+            )
+            synchronize(self.device)
+            return made
+        image = cutout.conditioning(self.model.image_size)[None].to(self.device)
         reconstruction = self.model.reconstruct(
             image,
             elevation_deg=settings.elevation,
-            fov_deg=None if settings.fov is None else cutout.crop_fov_deg(settings.fov),
+            fov_deg=fov_deg,
             upright=settings.upright == "auto",
         )[0]
         synchronize(self.device)
@@ -241,6 +282,7 @@ class ImageTo3D:
             "settings": settings.as_record(),
             "device": describe_device(self.device),
             "dtype": self.dtype,
+            "dtype_reason": self.dtype_reason,
             "versions": _versions(),
             "assumed": {
                 "elevation_deg": round(float(made.elevation_deg), 4),
@@ -292,6 +334,8 @@ def lift_folder(
 ) -> Iterator[LiftResult]:
     """Lift every photo below ``folder`` into ``out`` in one call; see `trilift.batch.lift_folder`."""
     settings = LiftSettings().replaced(**changes)
+    if settings.views_dir is not None:
+        raise SettingsError(f"--views-dir {settings.views_dir} belongs to one photo, not to a folder of them.")
     return ImageTo3D.from_pretrained(model, device=device).lift_folder(folder, out, settings)
 
 
@@ -324,22 +368,62 @@ def simplify(mesh: Mesh, field: Field, faces: int) -> Mesh:
     )  # fmt: skip
 
 
-def quality_checks(mesh: Mesh, made: Reconstruction, cutout: Cutout) -> dict[str, float | bool]:
+def _note_on_stderr(text: str) -> None:
+    print(f"trilift: {text}", file=sys.stderr)
+
+
+def _read_views(settings: LiftSettings) -> Views | None:
+    """The views of ``--views-dir``, None without it."""
+    if settings.views_dir is None:
+        return None
+    from multiview.camerafile import read_views
+
+    return read_views(settings.views_dir)
+
+
+@torch.no_grad()
+def _threshold(settings: LiftSettings, field: Field) -> float | Literal["auto"]:
+    """The threshold as meshing wants it; ``median`` is worked out on a grid of 64 samples per axis."""
+    if settings.threshold != "median":
+        return settings.threshold
+    axis = torch.linspace(-field.scene_radius, field.scene_radius, _MEDIAN_SIZE, device=field.device)
+    points = torch.cartesian_prod(axis, axis, axis)
+    density = field.density_function()
+    return float(torch.cat([density(chunk) for chunk in points.split(_COLOR_CHUNK)]).median())
+
+
+def quality_checks(
+    mesh: Mesh, made: Reconstruction, cutout: Cutout, views: Views | None = None
+) -> dict[str, float | bool]:
     """What can be said about a result without knowing the object.
 
+    Args:
+        mesh: the result, world frame.
+        made: what it was taken from.
+        cutout: of the photo.
+        views: what the model saw in place of the photo, None when it saw that.
+
     Returns:
-        ``silhouette_iou``: overlap over union, 0 to 1, of the mesh seen by the source camera and the cut-out;
-        ``watertight``: whether the mesh is closed.
+        ``silhouette_iou``: overlap over union, 0 to 1, of the mesh seen by the source camera and the cut-out (in the
+        mean over the views where the model saw those); ``watertight``: whether the mesh is closed.
     """
+    if views is None:
+        overlaps = [_overlap(mesh, made.camera.to("cpu"), cutout.to_tensor(_CHECK_SIZE)[3])]
+    else:
+        small = torch.nn.functional.interpolate(views.alpha.cpu(), (_CHECK_SIZE, _CHECK_SIZE), mode="area")[:, 0]
+        cameras = views.cameras.to("cpu")
+        overlaps = [_overlap(mesh, cameras.select([i]), alpha) for i, alpha in enumerate(small)]
+    return {"silhouette_iou": round(sum(overlaps) / len(overlaps), 4), "watertight": mesh.is_watertight}
+
+
+def _overlap(mesh: Mesh, camera: Cameras, alpha: torch.Tensor) -> float:
+    """Overlap over union of the mesh's silhouette and a matte (S, S)."""
     from lrm.raster import rasterize
 
-    seen = rasterize(mesh, made.camera.to("cpu"), _CHECK_SIZE, _CHECK_SIZE).face >= 0
-    wanted = cutout.to_tensor(_CHECK_SIZE)[3].numpy() > 0.5
+    seen = rasterize(mesh, camera, _CHECK_SIZE, _CHECK_SIZE).face >= 0
+    wanted = alpha.numpy() > 0.5
     union = int((seen | wanted).sum())
-    return {
-        "silhouette_iou": round(int((seen & wanted).sum()) / union, 4) if union else 0.0,
-        "watertight": mesh.is_watertight,
-    }
+    return int((seen & wanted).sum()) / union if union else 0.0
 
 
 def _warnings(checks: dict[str, float | bool]) -> list[str]:
@@ -364,27 +448,6 @@ def naming(photo: str) -> Iterator[None]:
         if photo in str(error):
             raise
         raise type(error)(f"{photo}: {error}") from error
-
-
-def _load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> ReconstructionModel:
-    """Our own folders are of one family today; the file itself says whether it fits."""
-    from lrm.tiny import TinyLRM
-
-    return TinyLRM.from_folder(folder, device=device, dtype=dtype)
-
-
-def _weights_record(folder: Path, row: registry.WeightSet | None) -> WeightsRecord:
-    return WeightsRecord(
-        name=row.name if row else folder.resolve().name,
-        sha256=file_sha256(folder / WEIGHTS_FILE),
-        config_sha256=file_sha256(folder / CONFIG_FILE),
-        licence=row.licence if row else _text_or_none(read_config_json(folder).get("licence")),
-        commercial=row.commercial if row else "unknown",
-    )
-
-
-def _text_or_none(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def _own_version() -> str:

@@ -1,18 +1,18 @@
 """Every weight set that this project knows, as data.
 
-``ready`` rows can be used today. ``planned`` rows are published weights whose loaders have not come yet; their facts
+``ready`` rows can be used today. ``planned`` rows are published weights whose loaders have not come yet. Their facts
 (files, sizes, hashes, licences) are those of their publishers, and what is not known stays None.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib.util
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from multiview.errors import WeightsError
+from multiview.hub import cached_file, is_hub_id
 
 EMBEDDED = Path(__file__).parent / "weights"
 WEIGHTS_FILE = "model.safetensors"
@@ -29,8 +29,10 @@ class WeightSet:
         family: whose architecture it is.
         stage: ``reconstruction`` (picture or views → field) or ``views`` (picture → more views).
         repository: repository on the hub, None for embedded weights or where the weights lie elsewhere.
-        revision: commit of that repository that the facts were taken from.
+        revision: commit of that repository that is fetched unless another is asked for; None where the full name of the
+            commit is not known: then it is the main branch, and the sum says whether the file is the known one.
         file: main file of the weights in the repository or folder; None for a folder of several.
+        config_file: its sizes, beside it; None where the publisher has no such file.
         sha256: of that file.
         size_bytes: of that file, as precisely as its publisher states it.
         licence: of the weights.
@@ -47,6 +49,7 @@ class WeightSet:
     repository: str | None
     revision: str | None
     file: str | None
+    config_file: str | None
     sha256: str | None
     size_bytes: int | None
     licence: str
@@ -83,12 +86,41 @@ class ModelInfo:
         return {**asdict(self.weights), "here": self.here, "path": None if self.path is None else str(self.path)}
 
     def as_cells(self) -> tuple[str, ...]:
-        """The facts that the command line's table shows: name, stage, status, here, size, licence, commercial, what."""
+        """The facts that the command line's table shows, in the order of `CELLS`."""
         row = self.weights
         size = self.path.stat().st_size if self.path is not None else row.size_bytes
-        shown = "?" if size is None else f"{size / 1e6:.0f} MB"
         here = "yes" if self.here else "no"
-        return row.name, row.stage, row.status, here, shown, row.licence, row.commercial, row.what
+        amounts = _megabytes(size), _megabytes(row.memory_bytes)
+        return row.name, row.stage, row.status, here, *amounts, row.licence, row.commercial, row.what
+
+
+CELLS = ("name", "stage", "status", "here", "size", "memory", "licence", "commercial", "what")
+
+
+def _megabytes(count: int | None) -> str:
+    return "?" if count is None else f"{count / 1e6:.0f} MB"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights that a user named are, or come from.
+
+    Attributes:
+        name: what to call them.
+        path: a folder or file on this machine; None when they come from the hub.
+        repository: on the hub, None for a folder or file.
+        row: of the table, when the table knows them by name or by repository.
+    """
+
+    name: str
+    path: Path | None = None
+    repository: str | None = None
+    row: WeightSet | None = None
+
+
+def _memory(size_bytes: int) -> int:
+    """About the peak memory of a lift in fp32 on the CPU: the weights and 1 GB (0.74 for TripoSR and a small mesh)."""
+    return size_bytes + 1_000_000_000
 
 
 def _openlrm(data: str, size: str, size_bytes: int) -> WeightSet:
@@ -97,40 +129,43 @@ def _openlrm(data: str, size: str, size_bytes: int) -> WeightSet:
     return WeightSet(
         name=f"openlrm-{data}-{size}", what=f"OpenLRM 1.1 {size}, trained on {trained_on}", family="openlrm",
         stage="reconstruction", repository=f"zxhezexin/openlrm-{data}-{size}-1.1", revision=None,
-        file="model.safetensors", sha256=None, size_bytes=size_bytes, licence="CC-BY-NC-4.0", commercial="no",
-        memory_bytes=None, status="planned", needs_views=1,
+        file="model.safetensors", config_file="config.json", sha256=None, size_bytes=size_bytes,
+        licence="CC-BY-NC-4.0", commercial="no", memory_bytes=_memory(size_bytes), status="ready", needs_views=1,
     )  # fmt: skip
 
 
 def _instantmesh(size: str, size_bytes: int, sha256: str) -> WeightSet:
+    """InstantMesh's reconstruction weights are Apache-2.0; the views that they were made for come from Zero123++, whose
+    weights are not for commercial use, so that the plain yes holds for one's own views alone."""
     return WeightSet(
         name=f"instantmesh-{size}", what=f"InstantMesh NeRF {size}, from six views", family="instantmesh",
-        stage="reconstruction", repository="TencentARC/InstantMesh", revision="478476440a",
-        file=f"instant_nerf_{size}.ckpt", sha256=sha256, size_bytes=size_bytes, licence="Apache-2.0", commercial="yes",
-        memory_bytes=None, status="planned", needs_views=6,
+        stage="reconstruction", repository="TencentARC/InstantMesh", revision=None, file=f"instant_nerf_{size}.ckpt",
+        config_file=None, sha256=sha256, size_bytes=size_bytes, memory_bytes=_memory(size_bytes), status="ready",
+        needs_views=6, commercial="conditions", licence="Apache-2.0, made for non-commercial views (Zero123++)",
     )  # fmt: skip
 
 
 def _zero123plus(version: str) -> WeightSet:
     return WeightSet(
         name=f"zero123plus-v{version}", what="Zero123++: six fixed views of the photo's object", family="zero123plus",
-        stage="views", repository=f"sudo-ai/zero123plus-v{version}", revision=None, file=None, sha256=None,
-        size_bytes=None, licence="CC-BY-NC-4.0", commercial="no", memory_bytes=None, status="planned", needs_views=0,
+        stage="views", repository=f"sudo-ai/zero123plus-v{version}", revision=None, file=None, config_file=None,
+        sha256=None, size_bytes=None, licence="CC-BY-NC-4.0", commercial="no", memory_bytes=None,
+        status="planned", needs_views=0,
     )  # fmt: skip
 
 
 WEIGHT_SETS: tuple[WeightSet, ...] = (
     WeightSet(
         name="tiny", what="embedded: small model trained by this project on CC0 objects", family="tiny",
-        stage="reconstruction", repository=None, revision=None, file=WEIGHTS_FILE,
+        stage="reconstruction", repository=None, revision=None, file=WEIGHTS_FILE, config_file="config.json",
         sha256="e859a6b748fc0f574c62289c966c1c3ccbea5aa738f7a4535e21107d84d26e47", size_bytes=13_925_548,
         licence="Apache-2.0", commercial="yes", memory_bytes=490_000_000, status="ready", needs_views=1,
     ),
     WeightSet(
         name="triposr", what="TripoSR", family="triposr", stage="reconstruction", repository="stabilityai/TripoSR",
-        revision="5b521936b01fbe1890f6f9baed0254ab6351c04a", file="model.ckpt",
+        revision="5b521936b01fbe1890f6f9baed0254ab6351c04a", file="model.ckpt", config_file="config.yaml",
         sha256="429e2c6b22a0923967459de24d67f05962b235f79cde6b032aa7ed2ffcd970ee", size_bytes=1_677_246_742,
-        licence="MIT", commercial="yes", memory_bytes=None, status="planned", needs_views=1,
+        licence="MIT", commercial="yes", memory_bytes=_memory(1_677_246_742), status="ready", needs_views=1,
     ),
     _openlrm("obj", "small", 445_563_792),
     _openlrm("obj", "base", 1_040_807_888),
@@ -142,26 +177,29 @@ WEIGHT_SETS: tuple[WeightSet, ...] = (
     _instantmesh("large", 1_514_088_389, "530a344ea9b856e012492b9644ab73532ddf7c06d548f60c489e49a528322fb9"),
     WeightSet(
         name="zero123-xl", what="Zero123-XL: any one view of the photo's object", family="zero123", stage="views",
-        repository=None, revision=None, file="zero123-xl.ckpt",
+        repository=None, revision=None, file="zero123-xl.ckpt", config_file=None,
         sha256="bc4ea2f8696ed96495a756e178cab659de807bbae2d2df18987cf61c44070696", size_bytes=15_465_973_531,
         licence="MIT", commercial="yes", memory_bytes=None, status="planned", needs_views=0,
     ),
     WeightSet(
         name="stable-zero123", what="Stable Zero123: any one view of the photo's object", family="zero123",
-        stage="views", repository="stabilityai/stable-zero123", revision=None, file="stable_zero123.ckpt", sha256=None,
-        size_bytes=8_580_000_000, licence="Stability AI Non-Commercial Research Community", commercial="no",
+        stage="views", repository="stabilityai/stable-zero123", revision=None, file="stable_zero123.ckpt",
+        config_file=None, sha256=None, size_bytes=8_580_000_000,
+        licence="Stability AI Non-Commercial Research Community", commercial="no",
         memory_bytes=None, status="planned", needs_views=0,
     ),
     WeightSet(
         name="stable-zero123-c", what="Stable Zero123 C: trained on CC-BY and CC0 objects only", family="zero123",
         stage="views", repository="stabilityai/stable-zero123", revision=None, file="stable_zero123_c.ckpt",
-        sha256=None, size_bytes=8_580_000_000, licence="Stability AI Community", commercial="conditions",
+        config_file=None, sha256=None, size_bytes=8_580_000_000,
+        licence="Stability AI Community", commercial="conditions",
         memory_bytes=None, status="planned", needs_views=0,
     ),
     WeightSet(
         name="syncdreamer", what="SyncDreamer: sixteen consistent views at 30 degrees", family="syncdreamer",
         stage="views", repository="camenduru/SyncDreamer", revision=None, file="syncdreamer-pretrain.ckpt",
-        sha256=None, size_bytes=5_570_000_000, licence="not stated by the publisher (code MIT)", commercial="unknown",
+        config_file=None, sha256=None, size_bytes=5_570_000_000,
+        licence="not stated by the publisher (code MIT)", commercial="unknown",
         memory_bytes=None, status="planned", needs_views=0,
     ),
     _zero123plus("1.1"),
@@ -192,44 +230,60 @@ def find(name: str) -> WeightSet:
     near = difflib.get_close_matches(name.lower(), known, 3, 0.5)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     raise WeightsError(
-        f"{name!r} is not a known model and not a folder. {hint}Ready today: {', '.join(ready_names())}; "
-        "trilift models lists all, or give a folder with config.json and model.safetensors."
+        f"{name!r} is not a known model and not a folder or file here. {hint}Ready today: {', '.join(ready_names())}; "
+        "trilift models lists all, or give a folder, a file of weights, or owner/name on the hub."
     )
 
 
-def resolve(name_or_folder: str | Path) -> tuple[Path, WeightSet | None]:
-    """Turn what a user named into a folder of weights.
+def find_sha256(sha256: str) -> WeightSet | None:
+    """The row whose main file has this sum, whatever the file is called here."""
+    return next((row for row in WEIGHT_SETS if row.sha256 == sha256), None)
 
-    A known name wins over a folder of the same name in the working directory; write ``./tiny`` for the folder.
 
-    Returns:
-        The folder, and the row of the table when it is a known name.
+def resolve(name_or_path: str | Path) -> Source:
+    """Turn what a user named into a place of weights: a known name, a folder or file, or ``owner/name`` on the hub.
+
+    A known name wins over a folder of the same name in the working directory; write ``./tiny`` for the folder. What
+    exists here wins over the hub.
 
     Raises:
-        WeightsError: unknown, planned, or not in this installation.
+        WeightsError: unknown, planned, not in this installation, or a repository of which the table knows several sets.
     """
-    name = str(name_or_folder)
-    known = {row.name for row in WEIGHT_SETS}
-    if isinstance(name_or_folder, Path) or (name not in known and (Path(name).exists() or Path(name).name != name)):
-        return _folder(Path(name)), None
-    row = find(name)
+    name, path = str(name_or_path), Path(name_or_path)
+    is_text = not isinstance(name_or_path, Path)
+    if is_text and any(row.name == name for row in WEIGHT_SETS):
+        return _known(find(name))
+    if path.exists():
+        return Source(path.resolve().name if path.is_dir() else path.stem, path)
+    if is_text and is_hub_id(name):
+        return _on_hub(name)
+    if is_text and path.name == name and not path.suffix:
+        find(name)  # always fails, with the nearest known names
+    raise WeightsError(f"{path}: there is no such folder or file. Known by name: {', '.join(ready_names())}.")
+
+
+def _known(row: WeightSet) -> Source:
     if row.status == "planned":
         raise WeightsError(
-            f"{name}: planned, not yet available ({row.what}, {row.licence}). Ready today: {', '.join(ready_names())}."
+            f"{row.name}: planned, not yet available ({row.what}, {row.licence}). Ready today: "
+            f"{', '.join(ready_names())}."
         )
+    if row.repository is not None:
+        return Source(row.name, repository=row.repository, row=row)
     if _path_here(row) is None:
         raise WeightsError(
-            f"{name}: its weights {row.embedded_folder / WEIGHTS_FILE} are not in this installation. "
+            f"{row.name}: its weights {row.embedded_folder / WEIGHTS_FILE} are not in this installation. "
             "Install trilift again, or give a folder with config.json and model.safetensors."
         )
-    return row.embedded_folder, row
+    return Source(row.name, row.embedded_folder, row=row)
 
 
-def _folder(path: Path) -> Path:
-    if path.is_dir():
-        return path
-    found = "is a file" if path.exists() else "does not exist"
-    raise WeightsError(f"{path}: expected a folder with config.json and {WEIGHTS_FILE}, but it {found}.")
+def _on_hub(repository: str) -> Source:
+    """A repository by name; where the table knows it, its row says what to fetch."""
+    rows = [row for row in WEIGHT_SETS if row.repository == repository]
+    if len(rows) > 1:
+        raise WeightsError(f"{repository} holds several models. Name one: {', '.join(row.name for row in rows)}.")
+    return _known(rows[0]) if rows else Source(repository.split("/")[1], repository=repository)
 
 
 def _path_here(row: WeightSet) -> Path | None:
@@ -237,9 +291,7 @@ def _path_here(row: WeightSet) -> Path | None:
     if row.repository is None:
         path = row.embedded_folder / WEIGHTS_FILE
         return path if row.status == "ready" and path.is_file() else None
-    if row.file is None or importlib.util.find_spec("huggingface_hub") is None:
+    if row.file is None:
         return None
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(row.repository, row.file, revision=row.revision)
-    return Path(cached) if isinstance(cached, str) else None
+    found = cached_file(row.repository, row.file, row.revision)
+    return None if found is None else found.path

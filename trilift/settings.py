@@ -13,6 +13,7 @@ from multiview.errors import SettingsError
 # The same as lrm.meshfile.FORMATS (a test holds them together); repeated so that --help does not load torch.
 FORMATS = ("glb", "obj", "ply", "stl", "usdz")
 BACKGROUNDS = ("auto", "keep", "remove")
+THRESHOLD_WORDS = ("auto", "median")
 MAX_RESOLUTION = 2048
 
 
@@ -22,13 +23,15 @@ class LiftSettings:
 
     Attributes:
         resolution: samples per axis of the mesh's lattice, 16 to 2048.
-        threshold: density at which the surface is taken, > 0, or ``auto`` for the field's own level.
+        threshold: density at which the surface is taken, > 0; ``auto`` for the field's own level, or ``median`` for the
+            median of its densities on a coarse grid, at which every field has a surface (to look into untrained ones).
         background: ``auto`` uses a mask file or a real alpha, else removes the background; ``keep`` takes the whole
             picture; ``remove`` removes the background even when the picture has an alpha.
         foreground_ratio: longest side of the object's box / side of the conditioning image, 0.2 to 1; None for what the
             model was trained with.
         elevation: elevation of the photograph's camera in degrees, -90 to 90; None lets the model estimate it.
         fov: full vertical field of view of the *photograph* in degrees, 1 to 150; None for the model's assumption.
+        views_dir: folder (or file) of pictures with cameras, for models that take views; None for the photo alone.
         upright: ``auto`` stands the object upright by the elevation, ``off`` leaves it in the camera's pitch.
         faces: at most so many triangles, by quadric decimation, at least 4; None keeps all.
         texture: ``vertex``: colours sit at the vertices.
@@ -43,11 +46,12 @@ class LiftSettings:
     """
 
     resolution: int = 256
-    threshold: float | Literal["auto"] = "auto"
+    threshold: float | Literal["auto", "median"] = "auto"
     background: Literal["auto", "keep", "remove"] = "auto"
     foreground_ratio: float | None = None
     elevation: float | None = None
     fov: float | None = None
+    views_dir: str | None = None
     upright: Literal["auto", "off"] = "auto"
     faces: int | None = None
     texture: Literal["vertex"] = "vertex"
@@ -59,8 +63,8 @@ class LiftSettings:
 
     def __post_init__(self) -> None:
         _whole("resolution", self.resolution, 16, MAX_RESOLUTION)
-        if self.threshold != "auto":
-            _number("threshold", self.threshold, 0.0, math.inf, open_low=True, also="auto")
+        if self.threshold not in THRESHOLD_WORDS:
+            _number("threshold", self.threshold, 0.0, math.inf, open_low=True, also=" or ".join(THRESHOLD_WORDS))
         _one_of("background", self.background, BACKGROUNDS)
         _one_of("upright", self.upright, ("auto", "off"))
         _one_of("texture", self.texture, ("vertex",))
@@ -88,6 +92,8 @@ class LiftSettings:
                 near = difflib.get_close_matches(name, known, 1, 0.5)
                 hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known)}."
                 raise SettingsError(f"unknown setting {name!r}. {hint}")
+        if changes.get("views_dir") is not None:
+            changes["views_dir"] = str(changes["views_dir"])
         if "formats" in changes and not isinstance(changes["formats"], str):
             changes["formats"] = tuple(changes["formats"])
         return dataclasses.replace(self, **changes)

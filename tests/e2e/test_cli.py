@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import types
@@ -51,8 +52,9 @@ def test_help_offers_only_what_works(capsys):
             main([command, "--help"])
         text = capsys.readouterr().out
         assert "--resolution" in text and "--turntable" in text
-        for planned in ("--views", "--texture", "--photo", "--views-dir", "--engine"):
-            assert planned not in text
+        for planned in (r"--views\b(?!-)", "--texture", "--photo", "--engine"):
+            assert not re.search(planned, text)
+        assert ("--views-dir" in text) == (command == "lift")
 
 
 def test_version(capsys):
@@ -125,8 +127,8 @@ def test_lift_passes_every_option_on(model, tmp_path):
     record = json.loads((tmp_path / "made" / "a" / "asset.json").read_text())
     assert record["settings"] == {
         "resolution": 40, "threshold": 9.5, "background": "auto", "foreground_ratio": 0.7, "elevation": 12.0,
-        "fov": 50.0, "upright": "off", "faces": 300, "texture": "vertex", "formats": ["obj", "stl"], "turntable": True,
-        "seed": 5, "height": 2.0, "scale": None,
+        "fov": 50.0, "views_dir": None, "upright": "off", "faces": 300, "texture": "vertex",
+        "formats": ["obj", "stl"], "turntable": True, "seed": 5, "height": 2.0, "scale": None,
     }  # fmt: skip
     assert {"mesh.obj", "mesh.stl", "turntable.gif"} <= {f["name"] for f in record["files"]}
     assert record["mesh"]["faces"] <= 300
@@ -271,8 +273,9 @@ def test_models_lists_all_with_licences(capsys):
     assert main(["models"]) == cli.OK
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(registry.WEIGHT_SETS)
-    assert lines[0].split()[:3] == ["name", "stage", "status"]
-    assert any(line.startswith("triposr ") and "planned" in line and "MIT" in line for line in lines)
+    assert lines[0].split()[:6] == ["name", "stage", "status", "here", "size", "memory"]
+    assert any(line.startswith("triposr ") and "ready" in line and "MIT" in line for line in lines)
+    assert any(line.startswith("zero123-xl ") and "planned" in line for line in lines)
     assert main(["models", "--json"]) == cli.OK
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {row["name"]: row["commercial"] for row in rows}["openlrm-mix-base"] == "no"

@@ -75,9 +75,9 @@ def test_every_public_name_is_there():
         ({"resolution": 8}, "resolution=8: expected a whole number from 16 to 2048"),
         ({"resolution": 64.0}, "resolution=64.0: expected a whole number"),
         ({"resolution": True}, "resolution=True: expected a whole number"),
-        ({"threshold": 0}, "threshold=0: expected auto or a number above 0"),
+        ({"threshold": 0}, "threshold=0: expected auto or median or a number above 0"),
         ({"threshold": float("nan")}, "threshold=nan"),
-        ({"threshold": "high"}, "threshold='high': expected auto or a number above 0"),
+        ({"threshold": "high"}, "threshold='high': expected auto or median or a number above 0"),
         ({"background": "blue"}, "background='blue': expected auto or keep or remove"),
         ({"foreground_ratio": 1.5}, "foreground_ratio=1.5: expected a number from 0.2 to 1"),
         ({"elevation": 91}, "elevation=91: expected a number from -90 to 90"),
@@ -275,8 +275,8 @@ def test_one_call_functions(monkeypatch, photo, tmp_path):
 
 
 def test_from_pretrained_refuses_what_is_not_there():
-    with pytest.raises(WeightsError, match="triposr: planned, not yet available"):
-        ImageTo3D.from_pretrained("triposr")
+    with pytest.raises(WeightsError, match="zero123-xl: planned, not yet available"):
+        ImageTo3D.from_pretrained("zero123-xl")
     with pytest.raises(SettingsError, match="views='syncdreamer': view generators are planned"):
         ImageTo3D.from_pretrained("tiny", views="syncdreamer")
 

@@ -10,7 +10,7 @@ import pytest
 
 from multiview.errors import WeightsError
 from trilift import registry
-from trilift.registry import WEIGHT_SETS, find, models, resolve
+from trilift.registry import WEIGHT_SETS, Source, find, models, resolve
 
 PLANNED = [row for row in WEIGHT_SETS if row.status == "planned"]
 
@@ -18,7 +18,8 @@ PLANNED = [row for row in WEIGHT_SETS if row.status == "planned"]
 def test_names_are_unique_and_complete():
     names = [row.name for row in WEIGHT_SETS]
     assert len(set(names)) == len(names) == 16
-    assert registry.ready_names() == ["tiny"]
+    sizes = [f"openlrm-{data}-{size}" for data in ("obj", "mix") for size in ("small", "base", "large")]
+    assert registry.ready_names() == ["tiny", "triposr", *sizes, "instantmesh-base", "instantmesh-large"]
     assert {"triposr", "openlrm-mix-base", "instantmesh-large", "zero123plus-v1.2"} <= set(names)
 
 
@@ -27,7 +28,10 @@ def test_facts_of_a_row_go_together(row):
     assert row.sha256 is None or re.fullmatch("[0-9a-f]{64}", row.sha256)
     assert row.size_bytes is None or row.size_bytes > 1_000_000
     assert (row.needs_views == 0) == (row.stage == "views")
-    assert row.licence
+    assert row.licence and row.commercial in ("yes", "no", "conditions", "unknown")
+    assert row.revision is None or re.fullmatch("[0-9a-f]{40}", row.revision)
+    if row.status == "ready":
+        assert row.file and row.memory_bytes and row.memory_bytes > (row.size_bytes or 0)
     if "NC" in row.licence or "Non-Commercial" in row.licence:
         assert row.commercial == "no"
 
@@ -60,18 +64,38 @@ def test_unknown_name_without_likeness_gets_no_guess():
     assert "Ready today: tiny" in str(caught.value)
 
 
-def test_a_folder_is_itself(tmp_path):
-    assert resolve(tmp_path) == (tmp_path, None)
-    assert resolve(str(tmp_path)) == (tmp_path, None)
-
-
-def test_a_missing_folder_and_a_file_are_named(tmp_path):
-    with pytest.raises(WeightsError, match=r"nowhere: expected a folder .* does not exist"):
-        resolve(tmp_path / "nowhere")
-    file = tmp_path / "model.ckpt"
+def test_a_folder_and_a_file_are_themselves(tmp_path):
+    assert resolve(tmp_path) == resolve(str(tmp_path)) == Source(tmp_path.name, tmp_path)
+    file = tmp_path / "mine.ckpt"
     file.write_bytes(b"x")
-    with pytest.raises(WeightsError, match=r"model.ckpt: expected a folder .* is a file"):
-        resolve(str(file))
+    assert resolve(str(file)) == Source("mine", file)
+
+
+@pytest.mark.parametrize("name", ["nowhere/there/x", "./nowhere", "model.ckpt"])
+def test_a_missing_path_is_named(name):
+    with pytest.raises(WeightsError, match=rf"{Path(name)}: there is no such folder or file"):
+        resolve(name)
+
+
+def test_a_known_name_on_the_hub_and_any_other_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    row = find("openlrm-mix-base")
+    assert resolve("openlrm-mix-base") == Source(row.name, None, "zxhezexin/openlrm-mix-base-1.1", row)
+    assert resolve("zxhezexin/openlrm-mix-base-1.1") == resolve("openlrm-mix-base")
+    assert resolve("someone/her-model") == Source("her-model", None, "someone/her-model")
+    (tmp_path / "someone/her-model").mkdir(parents=True)
+    assert resolve("someone/her-model").path == Path("someone/her-model")
+
+
+def test_a_repository_of_several_models_asks_for_one():
+    with pytest.raises(WeightsError, match=r"holds several models\. Name one: instantmesh-base, instantmesh-large"):
+        resolve("TencentARC/InstantMesh")
+
+
+def test_a_file_is_known_by_its_sum():
+    row = find("triposr")
+    assert registry.find_sha256(str(row.sha256)) == row
+    assert registry.find_sha256("0" * 64) is None
 
 
 @pytest.fixture
@@ -88,8 +112,8 @@ def test_a_known_name_wins_over_a_folder_of_that_name(embedded, tmp_path, monkey
     work = tmp_path / "work"
     (work / "tiny").mkdir(parents=True)
     monkeypatch.chdir(work)
-    assert resolve("tiny") == (embedded.parent, find("tiny"))
-    assert resolve("./tiny") == (Path("tiny"), None)
+    assert resolve("tiny") == Source("tiny", embedded.parent, None, find("tiny"))
+    assert resolve("./tiny") == Source("tiny", Path("tiny"))
 
 
 def test_missing_embedded_weights_are_an_error(embedded):
