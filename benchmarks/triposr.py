@@ -1,0 +1,231 @@
+"""TripoSR at its full size, from process start to GLB: seconds and peak memory by stage, in fp32 and in bf16.
+
+The published weights are not needed: a file of the published form and size (549 tensors, 1.68 GB) is filled by the rule
+that the parity tests use, once, in a temporary folder or in the one named by ``--weights``. The network does its whole
+work on them, but what comes out is noise: its surface, taken at the median of its densities (``--surface filled``), has
+millions of faces at 256 samples per axis, as no object has. So by default the mesh is that of a teapot to which a field
+of the same size was fitted. Each number format runs in a process of its own; beside it stands the machine's own speed
+in the same run. ``wall`` and ``CPU`` are seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .lift import machine_seconds
+from .pictures import EXAMPLES
+from .teapot import teapot_field
+
+WEIGHTS, CONFIG = "model.ckpt", "config.yaml"
+# What the published config.yaml says.
+PUBLISHED_CONFIG = """
+cond_image_size: 512
+image_tokenizer: {pretrained_model_name_or_path: facebook/dino-vitb16}
+tokenizer: {plane_size: 32, num_channels: 1024}
+backbone: {in_channels: 1024, num_attention_heads: 16, attention_head_dim: 64, num_layers: 16, cross_attention_dim: 768}
+post_processor: {in_channels: 1024, out_channels: 40}
+decoder: {in_channels: 120, n_neurons: 64, n_hidden_layers: 9, activation: silu}
+renderer:
+  {radius: 0.87, feature_reduction: concat, density_activation: exp, density_bias: -1.0, num_samples_per_ray: 128}
+"""
+_LOOK_SECONDS = 0.05
+_MIB = 1 << 20
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks triposr", description=__doc__.split("\n")[0])
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "both"), default="both")
+    parser.add_argument("--photo", type=Path, default=EXAMPLES / "chair.png")
+    parser.add_argument("--resolution", type=int, default=256)
+    parser.add_argument("--surface", choices=("teapot", "filled"), default="teapot", help="what the mesh is taken of")
+    parser.add_argument("--runs", type=int, default=1, help="processes for each number format (default 1)")
+    parser.add_argument("--weights", type=Path, help="folder for the filled weights, which are kept there")
+    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child:
+        dtype, began = options.child.split(":")
+        print(json.dumps(measure(options, dtype, float(began))))
+        return 0
+    rows = []
+    with ExitStack() as stack:
+        folder = options.weights or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        filled_weights(folder)
+        teapot_field()  # fitted once, outside of what is measured
+        for dtype in ("fp32", "bf16") if options.dtype == "both" else (options.dtype,):
+            for _ in range(options.runs):
+                rows.append({"machine": machine_seconds(), **_in_child(folder, dtype, options)})
+                print(table(rows[-1]), flush=True)
+    if options.json is not None:
+        from multiview.files import write_json_whole
+
+        write_json_whole(options.json, {"cpus": os.cpu_count(), "torch": torch.__version__, "rows": rows})
+    return 0
+
+
+def filled_weights(folder: Path) -> None:
+    """Write ``model.ckpt`` and ``config.yaml`` as published, filled by the rule, unless they are there."""
+    from multiview.files import written_whole
+
+    if (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: filled(key, shape) for key, shape in published_shapes().items()}
+    with written_whole(folder / WEIGHTS) as aside:
+        torch.save(state, aside)
+    (folder / CONFIG).write_text(PUBLISHED_CONFIG, "utf-8")
+
+
+def published_shapes() -> dict[str, tuple[int, ...]]:
+    """{published name: shape} of the full-size checkpoint."""
+    from lrm.triposr import KEYS, TripoSRConfig, TripoSRNetwork
+
+    config = TripoSRConfig()
+    with torch.device("meta"):
+        network = TripoSRNetwork(config)
+    shapes = {KEYS.published(name): tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    pooler, width = "image_tokenizer.model.pooler.dense", config.vit.width
+    return shapes | {f"{pooler}.weight": (width, width), f"{pooler}.bias": (width,)}  # published, though never read
+
+
+def filled(key: str, shape: Sequence[int]) -> torch.Tensor:
+    """The float32 tensor that the parity tests' rule gives for a published name and shape."""
+    values = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(tuple(shape))
+    if key.endswith(("cls_token", "position_embeddings", "tokenizer.embeddings")):
+        values *= 0.5
+    elif len(shape) == 1:
+        values = float(key.endswith("weight")) + 0.1 * values
+    else:
+        values /= math.sqrt(math.prod(shape[1:]))
+    return torch.from_numpy(values.astype(np.float32))
+
+
+class Meter:
+    """Seconds and peak memory of consecutive stages of this process.
+
+    Args:
+        name: of the stage that is under way.
+        began: when it began, as `time.time` says; before this process, for its first stage.
+        tell: called with each stage that has ended.
+    """
+
+    def __init__(self, name: str, began: float, tell: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self.stages: list[dict[str, Any]] = []
+        self._name, self._began, self._cpu, self._tell = name, began, 0.0, tell
+        self._peak = (0.0, 0.0)
+        self._lock, self._done = threading.Lock(), threading.Event()
+        self._watch = threading.Thread(target=self._look, daemon=True)
+        self._watch.start()
+
+    def stage(self, name: str) -> None:
+        """End the stage that is under way and begin another."""
+        now, cpu = time.time(), time.process_time()
+        with self._lock:
+            rss, anonymous = (max(a, b) for a, b in zip(self._peak, memory_mib(), strict=True))
+            self.stages.append(
+                {
+                    "stage": self._name,
+                    "wall": now - self._began,
+                    "cpu": cpu - self._cpu,
+                    "peak_mib": rss,
+                    "anonymous_mib": anonymous,
+                }
+            )
+            self._name, self._began, self._cpu, self._peak = name, now, cpu, (0.0, 0.0)
+        if self._tell is not None:
+            self._tell(self.stages[-1])
+
+    def close(self) -> list[dict[str, Any]]:
+        """End the last stage; all of them, in order. A stage that came twice is there twice."""
+        self.stage("")
+        self._done.set()
+        self._watch.join()
+        return self.stages
+
+    def _look(self) -> None:
+        while not self._done.wait(_LOOK_SECONDS):
+            rss, anonymous = memory_mib()
+            with self._lock:
+                self._peak = (max(self._peak[0], rss), max(self._peak[1], anonymous))
+
+
+def memory_mib() -> tuple[float, float]:
+    """This process's resident memory, and what of it is its own and not a mapped file; zeros where /proc is not."""
+    try:
+        lines = Path("/proc/self/status").read_text("ascii", "replace").splitlines()
+    except OSError:
+        return 0.0, 0.0
+    values = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmRSS:", "RssAnon:"))}
+    return int(values.get("VmRSS", 0)) / 1024, int(values.get("RssAnon", 0)) / 1024
+
+
+def measure(options: argparse.Namespace, dtype: str, began: float) -> dict[str, Any]:
+    """Lift the photo in this process, which was started at the time ``began``; each stage is told on stderr."""
+    meter = Meter("start", began, lambda row: print(_line(row), file=sys.stderr, flush=True))
+    from trilift import ImageTo3D
+
+    meter.stage("weights")
+    pipe = ImageTo3D.from_pretrained(options.weights, device="cpu", dtype=dtype, on_note=lambda text: None)
+    network: Any = pipe.model.network  # type: ignore[attr-defined]
+    # The network's parts say when they begin; what comes before the encoder is the picture's own preparation.
+    network.vit.register_forward_pre_hook(lambda *_: meter.stage("encoder"))
+    network.vit.register_forward_hook(lambda *_: meter.stage("decoder"))
+    network.upsampler.register_forward_pre_hook(lambda *_: meter.stage("planes"))
+    if options.surface == "teapot":
+        pipe.model.field = lambda planes: teapot_field()  # type: ignore[attr-defined]
+    threshold = "median" if options.surface == "filled" else "auto"
+    asset = pipe(options.photo, resolution=options.resolution, threshold=threshold, on_stage=meter.stage)
+    meter.stage("write")
+    with tempfile.TemporaryDirectory() as out:
+        glb = next(path for path in asset.save(Path(out) / "lifted") if path.suffix == ".glb")
+        size = glb.stat().st_size
+    stages = meter.close()
+    return {
+        "dtype": dtype, "surface": options.surface, "resolution": options.resolution,
+        "threads": torch.get_num_threads(), "stages": stages, "vertices": len(asset.mesh.vertices),
+        "faces": len(asset.mesh.faces), "glb_mib": size / _MIB,
+    }  # fmt: skip
+
+
+def _in_child(folder: Path, dtype: str, options: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks", "triposr", "--child", f"{dtype}:{time.time()}"]
+    command += ["--weights", str(folder), "--photo", str(options.photo)]
+    command += ["--resolution", str(options.resolution), "--surface", options.surface]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def table(row: dict[str, Any]) -> str:
+    """One run as text: a line for each stage, and their sum."""
+    lines = [
+        f"TripoSR, {row['dtype']}, {row['surface']}, {row['threads']} threads, {row['resolution']} samples per axis "
+        f"({row['faces']:,} faces, GLB of {row['glb_mib']:.0f} MiB); 20 products of 2048²: {row['machine']:.2f} s",
+        f"  {'stage':10}{'wall':>8}{'CPU':>8}{'peak MiB':>10}{'of it own':>11}",
+    ]
+    stages = row["stages"]
+    total = {key: sum(s[key] for s in stages) for key in ("wall", "cpu")}
+    total |= {key: max(s[key] for s in stages) for key in ("peak_mib", "anonymous_mib")}
+    return "\n".join([*lines, *(_line(s) for s in (*stages, {"stage": "all", **total}))])
+
+
+def _line(row: dict[str, Any]) -> str:
+    """One stage as text."""
+    return f"  {row['stage']:10}{row['wall']:8.2f}{row['cpu']:8.2f}{row['peak_mib']:10.0f}{row['anonymous_mib']:11.0f}"

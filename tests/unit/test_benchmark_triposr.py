@@ -1,0 +1,89 @@
+"""The full-size benchmark's parts that need no full-size run: its weights, its meter, its table."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from benchmarks.triposr import PUBLISHED_CONFIG, Meter, filled, filled_weights, memory_mib, published_shapes, table
+from lrm.triposr import TripoSRConfig, published_config
+from multiview.checkpoint import read_checkpoint
+from tests.parity.fill import fill_tensor
+
+
+def test_the_checkpoint_has_the_published_tensors() -> None:
+    shapes = published_shapes()
+    assert len(shapes) == 549
+    assert sum(torch.Size(shape).numel() for shape in shapes.values()) == 419_275_628
+    assert shapes["backbone.transformer_blocks.15.ff.net.0.proj.weight"] == (8192, 1024)
+
+
+def test_the_config_is_the_published_one() -> None:
+    assert published_config(yaml.safe_load(PUBLISHED_CONFIG), "here") == TripoSRConfig()
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("image_tokenizer.model.embeddings.cls_token", (1, 1, 8)),
+        ("image_tokenizer.model.embeddings.position_embeddings", (1, 5, 8)),
+        ("tokenizer.embeddings", (3, 4, 2, 2)),
+        ("backbone.norm.weight", (6,)),
+        ("backbone.norm.bias", (6,)),
+        ("post_processor.upsample.weight", (6, 2, 2, 2)),
+    ],
+)
+def test_weights_follow_the_parity_tests_rule(key: str, shape: tuple[int, ...]) -> None:
+    assert torch.equal(filled(key, shape), fill_tensor(key, shape))
+
+
+def test_weights_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.triposr.published_shapes", lambda: {"backbone.norm.weight": (6,)})
+    filled_weights(tmp_path / "w")
+    state = read_checkpoint(tmp_path / "w" / "model.ckpt")
+    assert torch.equal(state["backbone.norm.weight"], fill_tensor("backbone.norm.weight", (6,)))
+    monkeypatch.setattr("benchmarks.triposr.published_shapes", lambda: pytest.fail("written a second time"))
+    filled_weights(tmp_path / "w")
+
+
+def test_the_meter_gives_each_stage_its_seconds_and_its_peak() -> None:
+    meter = Meter("start", time.time() - 5.0)
+    meter.stage("idle")
+    time.sleep(0.3)
+    meter.stage("busy")
+    held = torch.ones(64 << 20, dtype=torch.uint8)
+    end = time.process_time() + 0.2
+    while time.process_time() < end:
+        held.add_(1)
+    del held
+    meter.stage("after")
+    start, idle, busy, after = meter.close()
+    assert [row["stage"] for row in (start, idle, busy, after)] == ["start", "idle", "busy", "after"]
+    assert start["wall"] >= 5.0 and idle["wall"] >= 0.29 and busy["cpu"] >= 0.2
+    if memory_mib() != (0.0, 0.0):
+        assert busy["anonymous_mib"] > idle["anonymous_mib"] + 50
+        assert after["anonymous_mib"] < busy["anonymous_mib"] - 50
+        assert all(row["peak_mib"] >= row["anonymous_mib"] for row in (start, idle, busy, after))
+
+
+def test_the_table_adds_seconds_and_takes_the_highest_peak() -> None:
+    stages = [
+        {"stage": "start", "wall": 1.5, "cpu": 1.0, "peak_mib": 300.0, "anonymous_mib": 100.0},
+        {"stage": "weights", "wall": 2.25, "cpu": 2.0, "peak_mib": 200.0, "anonymous_mib": 150.0},
+    ]
+    row = {
+        "dtype": "bf16",
+        "surface": "teapot",
+        "threads": 2,
+        "resolution": 256,
+        "faces": 1234,
+        "glb_mib": 3.0,
+        "machine": 0.5,
+    }
+    lines = table({**row, "stages": stages}).splitlines()
+    assert "TripoSR, bf16, teapot, 2 threads, 256 samples per axis (1,234 faces" in lines[0]
+    assert lines[-1].split() == ["all", "3.75", "3.00", "300", "150"]
