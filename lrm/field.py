@@ -239,12 +239,18 @@ class PlanesDecoder(nn.Module):
         return self.layers[-1](x)
 
 
+def _logit(share: float) -> float:
+    """The number whose sigmoid is ``share``, in (0, 1)."""
+    return math.log(share) - math.log1p(-share)
+
+
 @dataclass(frozen=True)
 class OutputRule:
     """How raw decoder outputs become density and colour.
 
     ``exp``: exp(raw + density_bias). ``softplus``: softplus(raw + density_bias). ``occupancy``: the raw value is
-    an occupancy logit and density is density_scale * sigmoid(raw), so that raw 0 is density_scale / 2.
+    an occupancy logit and density is density_scale * sigmoid(sharpness * (raw - logit(middle))), so that density is
+    density_scale / 2 where occupancy is ``middle`` and a sharpness above 1 clears the fog that slight doubt would be.
     Colour is sigmoid(raw) * (1 + 2 * color_margin) - color_margin (Mildenhall et al. 2022 use 0.001).
     """
 
@@ -252,6 +258,8 @@ class OutputRule:
     density_bias: float = -1.0
     density_scale: float = 1.0
     color_margin: float = 0.0
+    middle: float = 0.5
+    sharpness: float = 1.0
 
     def to_density(self, raw: Tensor) -> Tensor:
         """Raw (...,) → density (...,) >= 0; increasing in ``raw``."""
@@ -259,7 +267,7 @@ class OutputRule:
             return torch.exp(raw + self.density_bias)
         if self.density == "softplus":
             return F.softplus(raw + self.density_bias)
-        return self.density_scale * torch.sigmoid(raw)
+        return self.density_scale * torch.sigmoid(self.sharpness * (raw - _logit(self.middle)))
 
     def from_density(self, density: float) -> float:
         """The raw number whose density is ``density``: -inf or inf at and beyond the ends of what can be reached."""
@@ -271,7 +279,7 @@ class OutputRule:
         if self.density == "softplus":
             # log(exp(d) - 1), written so that neither large nor small densities lose their digits.
             return density + math.log(-math.expm1(-density)) - self.density_bias
-        return math.log(density) - math.log(self.density_scale - density)
+        return _logit(density / self.density_scale) / self.sharpness + _logit(self.middle)
 
     def to_color(self, raw: Tensor) -> Tensor:
         """Raw (..., 3) → sRGB (..., 3), clamped to [0, 1] where the margin reaches outside."""
@@ -291,6 +299,8 @@ class TriplaneField(Field):
         frame: world → plane coordinates; `CubeFrame(scene_radius)` unless a network predicts in another frame.
         outputs: raw numbers → density and colour.
         pairs: coordinates read by each plane.
+        raw_bias: (H, W) float added to the raw density, read where the last plane is, its
+            border off the borders; or None.
     """
 
     planes: Tensor
@@ -300,6 +310,7 @@ class TriplaneField(Field):
     outputs: OutputRule = OutputRule()
     pairs: PlanePairs = PAIRS_XY_XZ_YZ
     frame: Frame | None = None
+    raw_bias: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -308,8 +319,9 @@ class TriplaneField(Field):
 
     def raw(self, points: Tensor) -> Tensor:
         """World points (N, 3) → decoder outputs (N, 4), before activation; differentiable."""
-        features = sample_planes(self.planes[None], self._coordinates(points)[None], pairs=self.pairs)[0]
-        return self.decoder(features.flatten(-2))
+        coordinates = self._coordinates(points)
+        features = sample_planes(self.planes[None], coordinates[None], pairs=self.pairs)[0]
+        return self._biased(self.decoder(features.flatten(-2)), coordinates)
 
     def density_and_color(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """See `Field`."""
@@ -352,20 +364,32 @@ class TriplaneField(Field):
             folded = torch.einsum("opc,pchw->phwo", first[0].unflatten(1, (3, -1)), self.planes.float()).contiguous()
             others[-1] = (others[-1][0][outputs], others[-1][1][outputs])
             steps = [(weight.t().contiguous(), bias.clone()) for weight, bias in others]
-        return lambda points: _run_blocks(lambda block: self._decode_folded(block, folded, first[1], steps), points)
+        biased = outputs.start in (None, 0)
+        return lambda points: _run_blocks(
+            lambda block: self._decode_folded(block, folded, first[1], steps, biased), points
+        )
 
     @torch.no_grad()
     def _decode_folded(
-        self, points: Tensor, folded: Tensor, bias: Tensor, steps: list[tuple[Tensor, Tensor]]
+        self, points: Tensor, folded: Tensor, bias: Tensor, steps: list[tuple[Tensor, Tensor]], biased: bool
     ) -> Tensor:
         activation = _ACTIVATIONS[self.decoder.activation]
-        x = _add_planes(folded, self._coordinates(points.float()), self.pairs).add_(bias)
+        coordinates = self._coordinates(points.float())
+        x = _add_planes(folded, coordinates, self.pairs).add_(bias)
         spare = torch.empty_like(x)
         for weight, add in steps:
             activation(x, inplace=True)
             wide = weight.shape[1] == x.shape[1]
             x, spare = torch.addmm(add, x, weight, out=spare) if wide else torch.addmm(add, x, weight), x
-        return x
+        return self._biased(x, coordinates) if biased else x
+
+    def _biased(self, raw: Tensor, coordinates: Tensor) -> Tensor:
+        """Decoder outputs (N, K), density first, with `raw_bias` added to the density."""
+        if self.raw_bias is None:
+            return raw
+        grid = coordinates[None, None, :, list(self.pairs[-1])].to(self.raw_bias.dtype)
+        bias = F.grid_sample(self.raw_bias[None, None], grid, padding_mode="border", align_corners=False)[0, 0, 0]
+        return torch.cat([raw[:, :1] + bias[:, None], raw[:, 1:]], 1)
 
     def _linear_layers(self) -> list[nn.Linear]:
         return [layer for layer in self.decoder.layers if isinstance(layer, nn.Linear)]

@@ -2,18 +2,19 @@
 
 ::
 
-    picture ─► convolutional stem ─► image tokens ─────────────┐
-    (B,6,S,S)      │   │   │                                   ▼
-                   │   │   │   plane tokens ─► [self, cross, MLP] x layers
-                   │   │   │                        │     │     │
-                   │   │   └── rows, columns ──►   XY    XZ     │      depth against right; depth against up
-                   └───┴────── skip features ──►               YZ      the picture's own plane, pixel-aligned
-                                                     └── TriplaneField
+    views ─► convolutional stem ─► image tokens ──────────────────┐
+    (B,V,6,S,S)    │   │   │                                      ▼
+    cameras ─┐     │   │   │    plane tokens ─► [self, cross, MLP] x layers
+             ▼     │   ▼   │                         │     │     │
+         lifted volume ◄───┘   ── seeds ──────►     XY    XZ     │      from above, from the side; upright
+                   │                                            YZ      the first picture's own plane, pixel-aligned
+                   └──────────── skip features ─────►            └── TriplaneField
 
-The planes live in the picture's frame (`PictureFrame`): the YZ plane is the picture, so that the field reads on a
-pixel's ray what the stem saw at that pixel. Two side planes share the axis of depth; their maps are seeded with what
-the stem sees on the matching row or column, and attention adds the rest. A small head gives the camera's elevation
-and its focal length, so that the field can be stood upright.
+The field stands upright: XY and XZ lie along the world's axes, so that a table's top is flat in them whatever the
+camera's elevation was. The third plane is the first picture itself: the field reads on a pixel's ray what the stem saw
+at that pixel (`PictureFrame`). Features of all views are lifted into a coarse volume along their cameras' rays and
+pressed onto the upright planes; attention adds what geometry does not say. Cameras are given as projections; for a
+single photo a small head guesses elevation and focal length first.
 
 Source: triplane transformers are LRM (Hong et al. 2023, arXiv 2311.04400); pixel-aligned features are PIFu (Saito et
 al. 2019). The hybrid is ours; `docs/model-card-tiny.md` has the figures.
@@ -22,7 +23,7 @@ al. 2019). The hybrid is ours; `docs/model-card-tiny.md` has the figures.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multiview.attention import attend, join_heads, split_heads
-from multiview.cameras import orbit, pitch_rotation
+from multiview.cameras import Cameras, crop_intrinsics, invert_rigid, orbit, pitch_rotation, yaw_rotation
 from multiview.errors import FieldError, ImageError, WeightsError
+from multiview.views import Views
 from multiview.weights import (
     WEIGHTS_FILE,
     config_from_dict,
@@ -44,14 +46,22 @@ from multiview.weights import (
 )
 
 from .field import OutputRule, PlanesDecoder, TriplaneField
-from .models import Reconstruction, ReconstructionModel
+from .models import Reconstruction, ViewsModel
 
-ARCHITECTURE = "tiny"
+ARCHITECTURE = "tiny2"
 ELEVATION_UNIT_DEG = 30.0
 # Planes this much larger than convolutions give them at first make a gradient step count in the field: in a toy of
 # four objects, 240 steps came to a loss of 0.093 with it and of 0.153 without.
 PLANE_GAIN = 10.0
 USUAL_LOG_FOCAL = 1.5  # log of 4.5 half images: a 40 degree camera 2.6 longest sides away, cropped
+# Planes of x and y, of x and z, and of the picture's (right, up): columns of `PictureFrame.to_plane`.
+_BIAS_SAMPLES = 96  # points on a ray where `silhouette_bias` looks for the surface
+_BIAS_MARGIN = 0.1  # how far it raises them above the surface, in logits
+_THIN = 7  # pixels; it raises the rays of thinner parts alone, since wide parts are missed for other reasons
+_MATTE_LEVEL = 0.5  # share of the highest matte that counts as the object there
+_BIAS_BORDER = 2  # pixels about the matte in which it lets the field be
+_OUT_OF_SIGHT = -20.0
+PLANE_PAIRS = ((0, 1), (0, 2), (3, 4))
 
 
 @dataclass(frozen=True)
@@ -62,13 +72,16 @@ class TinyConfig:
         image_size: pixels per side of the conditioning image, a multiple of 16.
         stem: channels of the stem at 1/2, 1/4, 1/8 and 1/16 of the picture.
         width, heads, layers: of the plane transformer.
-        side_channels: channels of the two side planes while they grow from 1/16 to 1/4 of the picture's side.
+        lift_side, lift_channels: cells per axis and channels of the lifted volume.
+        seed_channels: channels of the volume once it is pressed onto a plane.
+        side_channels: channels of the two upright planes while they grow from 1/16 to 1/4 of the picture's side.
         front_channels: channels of the picture's plane while it grows from 1/16 to 1/2.
         plane_channels: C of the triplane; its side is image_size / 2.
         decoder_width, decoder_layers: hidden neurons and hidden layers of the field's decoder.
-        depth_contraction: depth at which the contracted coordinate is 0.71, in half images.
+        extents: half sides of the box that the upright planes and the volume cover: toward the camera, right, up;
+            in half images.
         scene_radius: half side of the field's cube, in half images.
-        density_scale: density where occupancy is 1; the field's density is density_scale * occupancy.
+        density_scale, density_sharpness: occupancy → density, see `lrm.field.OutputRule`.
         surface_occupancy: occupancy at which the surface is taken; an unsure network needs less than one half.
         foreground_ratio: longest side of the object's box / image side in training.
     """
@@ -78,45 +91,98 @@ class TinyConfig:
     width: int = 192
     heads: int = 3
     layers: int = 4
+    lift_side: int = 16
+    lift_channels: int = 24
+    seed_channels: int = 96
     side_channels: tuple[int, int] = (96, 64)
     front_channels: tuple[int, int, int] = (112, 64, 32)
     plane_channels: int = 32
     decoder_width: int = 64
     decoder_layers: int = 2
-    depth_contraction: float = 1.2
-    scene_radius: float = 1.8
+    extents: tuple[float, float, float] = (1.6, 1.1, 1.25)
+    scene_radius: float = 1.6
     density_scale: float = 80.0
+    density_sharpness: float = 3.0
     surface_occupancy: float = 0.42
     foreground_ratio: float = 0.85
+
+    @property
+    def output_rule(self) -> OutputRule:
+        """Decoder outputs → density and colour, where one unit is half an image."""
+        return OutputRule(
+            "occupancy", density_scale=self.density_scale, middle=self.surface_occupancy,
+            sharpness=self.density_sharpness,
+        )  # fmt: skip
+
+
+def photo_projection(elevation_deg: Tensor, focal: Tensor) -> Tensor:
+    """Projection of a single photo whose centre looks at the origin.
+
+    Args:
+        elevation_deg: (B,).
+        focal: (B,) focal length in half images, which is also the distance of the camera in world units, since one
+            world unit is half an image wide at the origin.
+
+    Returns:
+        (B, 3, 4): homogeneous (right, up, depth) of the picture from homogeneous world points; right and up are in
+        [-1, 1] over the picture after division by depth, which is 1 at the origin.
+    """
+    sin, cos = torch.sin(torch.deg2rad(elevation_deg)), torch.cos(torch.deg2rad(elevation_deg))
+    zero, one = torch.zeros_like(sin), torch.ones_like(sin)
+    rows = (zero, one, zero, zero, -sin, zero, cos, zero, -cos / focal, zero, -sin / focal, one)
+    return torch.stack(rows, -1).unflatten(-1, (3, 4))
+
+
+def project_points(projections: Tensor, points: Tensor) -> Tensor:
+    """World points (..., N, 3) → picture coordinates (..., N, 2), right and up, by projections (..., 3, 4)."""
+    seen = points @ projections[..., :3].mT + projections[..., None, :, 3]
+    return seen[..., :2] / seen[..., 2:].clamp(min=0.05)
+
+
+def ray_points(projections: Tensor, pixels: Tensor, radius: float, samples: int) -> tuple[Tensor, Tensor]:
+    """Points along the rays of pixels, at the middles of equal steps through where the object may be.
+
+    Args:
+        projections: (B, 3, 4) world → picture.
+        pixels: (B, R, 2) right and up in [-1, 1].
+        radius: half length of what is covered of a ray, about its point nearest to the origin.
+        samples: points on each ray.
+
+    Returns:
+        (B, R, samples, 3), nearest to the camera first, and the steps' lengths (B, R, samples).
+    """
+    linear, offset = projections[..., :3], projections[..., 3:]
+    inverse = torch.linalg.inv(linear)
+    eye = -(inverse @ offset).mT  # (B, 1, 3)
+    away = F.normalize(torch.cat([pixels, torch.ones_like(pixels[..., :1])], -1) @ inverse.mT, dim=-1)
+    middle = -(eye * away).sum(-1, keepdim=True)
+    share = (torch.arange(samples, device=pixels.device) + 0.5) / samples * 2 - 1
+    points = eye[:, :, None] + away[:, :, None] * (middle + share * radius)[..., None]
+    return points, torch.full_like(points[..., 0], 2 * radius / samples)
 
 
 @dataclass(frozen=True)
 class PictureFrame:
-    """World → (contracted depth, right, up) of a picture; see `lrm.field.Frame`.
+    """World → (x, y, z over their extents, image right, image up); see `lrm.field.Frame`.
 
     Attributes:
-        elevation_deg: of the camera, which sits at azimuth 0.
-        focal: focal length in half images, which is also the camera's distance in world units, since one world unit
-            is half an image wide at the origin.
-        contraction: see `TinyConfig.depth_contraction`.
+        projection: (3, 4) of the picture, see `photo_projection`.
+        extents: half sides of the box of the upright planes.
+        turn: (3, 3) from the frame in which the field is asked to the upright one with the picture at azimuth 0 and
+            one unit half an image wide; None where they are the same.
         reach: half side of the cube in which the planes still mean something; it ends short of the camera.
     """
 
-    elevation_deg: float
-    focal: float
-    contraction: float
+    projection: Tensor
+    extents: tuple[float, float, float]
+    turn: Tensor | None = None
     reach: float = 0.0
 
     def to_plane(self, points: Tensor) -> Tensor:
-        """World points (N, 3) → (N, 3): depth toward the camera contracted to (-1, 1), and image right and up."""
-        local = points @ pitch_rotation(self.elevation_deg).to(points)
-        shrink = self.focal / (self.focal - local[:, :1]).clamp(min=0.05 * self.focal)
-        return torch.cat([contract_depth(local[:, :1], self.contraction), local[:, 1:] * shrink], -1)
-
-
-def contract_depth(depth: Tensor, contraction: float) -> Tensor:
-    """Depth in half images → (-1, 1): nearly linear for |depth| < ``contraction``, flat far beyond."""
-    return depth * torch.rsqrt(depth * depth + contraction**2)
+        """World points (N, 3) → (N, 5): the planes' coordinates, then the picture's."""
+        upright = points if self.turn is None else points @ self.turn.to(points).T
+        scaled = upright / torch.tensor(self.extents, dtype=points.dtype, device=points.device)
+        return torch.cat([scaled, project_points(self.projection.to(points), upright)], -1)
 
 
 class ResidualBlock(nn.Module):
@@ -159,23 +225,24 @@ class PlaneBlock(nn.Module):
 
 
 class PlaneDecoder(nn.Module):
-    """Grow a plane from 1/16 of the picture's side, twice as wide at every step, taking the stem's features in."""
+    """Grow a plane from 1/16 of the picture's side, twice as wide at every step, taking other maps in."""
 
-    def __init__(self, width: int, stem: tuple[int, ...], channels: tuple[int, ...], seeds: int, out: int) -> None:
+    def __init__(self, width: int, seeds: tuple[int, ...], channels: tuple[int, ...], out: int) -> None:
         super().__init__()
         sizes = (width, *channels)
-        self.up = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(sizes, channels, strict=False))
-        self.seed = nn.ModuleList(
-            nn.Conv2d(seeds * s, c, 1) for s, c in zip(reversed(stem[:3]), channels, strict=False)
-        )
+        self.up = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairwise(sizes))
+        self.seed = nn.ModuleList(nn.Conv2d(s, c, 1) for s, c in zip(seeds, channels, strict=True))
         self.block = nn.ModuleList(ResidualBlock(c) for c in channels)
         self.out = nn.Sequential(nn.GroupNorm(8, channels[-1]), nn.SiLU(), nn.Conv2d(channels[-1], out, 3, padding=1))
 
     def forward(self, x: Tensor, seeds: list[Tensor]) -> Tensor:
-        """Map (B, width, h, h) and seeds at 2h, 4h, ... (or broadcast along W) → (B, out, h', h') at the last scale."""
-        for up, seed, block, features in zip(self.up, self.seed, self.block, seeds, strict=False):
-            x = F.interpolate(up(x), scale_factor=2, mode="nearest") + seed(features)
-            x = block(x)
+        """Map (B, width, h, h) and seeds of any size, one for each of 2h, 4h, ... → (B, out, h', h') at the last."""
+        for up, seed, block, features in zip(self.up, self.seed, self.block, seeds, strict=True):
+            x = F.interpolate(up(x), scale_factor=2, mode="nearest")
+            taken = seed(features)
+            if taken.shape[-1] != x.shape[-1]:
+                taken = F.interpolate(taken, x.shape[-2:], mode="bilinear")
+            x = block(x + taken)
         return self.out(x)
 
 
@@ -205,7 +272,7 @@ class CameraHead(nn.Module):
 
 
 class TinyNetwork(nn.Module):
-    """Picture → planes, elevation, focal length; see the drawing at the top of the file."""
+    """Views and cameras → planes; see the drawing at the top of the file."""
 
     def __init__(self, config: TinyConfig) -> None:
         super().__init__()
@@ -218,49 +285,54 @@ class TinyNetwork(nn.Module):
             nn.Sequential(*(ResidualBlock(c) for _ in range(n))) for c, n in zip(config.stem, counts, strict=True)
         )
         side, width = config.image_size // 16, config.width
+        self.camera_tokens = nn.Sequential(nn.Linear(13, width), nn.SiLU(), nn.Linear(width, width))
         self.coarse_tokens, self.fine_tokens = nn.Linear(c3, width), nn.Linear(c2, width)
         self.image_norm = nn.LayerNorm(width)
         self.image_position = nn.Parameter(torch.randn(1, 5 * side * side, width) * 0.02)
         self.plane_position = nn.Parameter(torch.randn(1, 3 * side * side, width) * 0.02)
-        self.plane_seed = nn.Linear(2 * c3, width)
+        lift, seed = config.lift_channels, config.seed_channels
+        self.lift_fine, self.lift_coarse = nn.Conv2d(c1, lift, 1), nn.Conv2d(c2, lift, 1)
+        self.lift_camera = nn.Linear(13, lift)
+        self.press = nn.ModuleList(nn.Conv2d(2 * lift * config.lift_side, seed, 1) for _ in range(2))
+        self.plane_seed = nn.ModuleList(nn.Linear(seed, width) for _ in range(2))
         self.front_seed = nn.Linear(c3, width)
         self.blocks = nn.ModuleList(PlaneBlock(width, config.heads) for _ in range(config.layers))
         self.side_planes = nn.ModuleList(
-            PlaneDecoder(width, config.stem, config.side_channels, 2, config.plane_channels) for _ in range(2)
+            PlaneDecoder(width, (seed, seed), config.side_channels, config.plane_channels) for _ in range(2)
         )
-        self.front_plane = PlaneDecoder(width, config.stem, config.front_channels, 1, config.plane_channels)
+        self.front_plane = PlaneDecoder(width, (c2, c1, c0), config.front_channels, config.plane_channels)
         self.head = CameraHead(config.image_size)
         self.decoder = PlanesDecoder(config.plane_channels, config.decoder_width, config.decoder_layers, "relu")
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Conditioning images → planes and camera numbers.
+    def forward(self, images: Tensor, projections: Tensor, known: Tensor) -> Tensor:
+        """Conditioning images with cameras → planes.
 
         Args:
-            images: (B, 4, S, S) float in [0, 1], straight-alpha sRGB.
+            images: (B, V, 4, S, S) float in [0, 1], straight-alpha sRGB; the first view's plane is kept.
+            projections: (B, V, 3, 4) world → picture, see `photo_projection`.
+            known: (B,) 1 where the cameras are known, 0 where `camera` guessed them.
 
         Returns:
-            ``planes`` (B, 3, C, S / 2, S / 2) float32 in the picture's frame, and ``camera`` (B, 2) float32:
-            elevation in units of 30 degrees and log focal length less its usual value.
+            ``planes`` (B, 3, C, S / 2, S / 2) float32, read by `PLANE_PAIRS`.
         """
-        x = _network_input(images)
-        features = self._stem(x)
-        tokens = self._plane_tokens(features)
-        b, side = images.shape[0], self.config.image_size // 16
+        b, v = images.shape[:2]
+        features = self._stem(_network_input(images.flatten(0, 1)))
+        cameras = torch.cat([projections.flatten(2), known[:, None, None].expand(b, v, 1)], -1)
+        seeds = self._pressed(features, projections, cameras)
+        first = [f.unflatten(0, (b, v))[:, 0].flip(2) for f in features]  # row 0 at the bottom, as planes have it
+        tokens = self._plane_tokens(features, first[3], seeds, cameras)
+        side = self.config.image_size // 16
         maps = tokens.transpose(1, 2).reshape(b, -1, 3, side, side)
-        # Stem features with row 0 at the bottom, as planes have it; coarse to fine.
-        scales = [f.flip(2) for f in (features[2], features[1], features[0])]
-        columns = [torch.cat([f.mean(2), f.amax(2)], 1)[:, :, :, None] for f in scales]  # right axis runs along H of XY
-        rows = [torch.cat([f.mean(3), f.amax(3)], 1)[:, :, :, None] for f in scales]  # up axis runs along H of XZ
-        front = self.front_plane(maps[:, :, 2], scales).float()
+        front = self.front_plane(maps[:, :, 2], [first[2], first[1], first[0]]).float()
         xy, xz = (
-            F.interpolate(plane(maps[:, :, i], seeds).float(), scale_factor=2, mode="bilinear")
-            for i, (plane, seeds) in enumerate(zip(self.side_planes, (columns, rows), strict=True))
+            F.interpolate(plane(maps[:, :, i], [seeds[i], seeds[i]]).float(), scale_factor=2, mode="bilinear")
+            for i, plane in enumerate(self.side_planes)
         )
-        return torch.stack([xy, xz, front], 1) * PLANE_GAIN, self.head(x).float()
+        return torch.stack([xy, xz, front], 1) * PLANE_GAIN
 
     def camera(self, images: Tensor) -> Tensor:
-        """The camera numbers (B, 2) of `forward` alone, for pictures (B, 4, S, S)."""
-        return self.head(_network_input(images))
+        """Guess the camera of single photos (B, 4, S, S): (B, 2), see `CameraHead`."""
+        return self.head(_network_input(images)).float()
 
     def _stem(self, x: Tensor) -> list[Tensor]:
         """(B, 6, S, S) → features at 1/2, 1/4, 1/8 and 1/16."""
@@ -270,30 +342,44 @@ class TinyNetwork(nn.Module):
             features.append(stage(down(features[-1])))
         return features
 
-    def _plane_tokens(self, features: list[Tensor]) -> Tensor:
-        """Stem features → plane tokens (B, 3 * side * side, D), rows bottom up."""
-        coarse, fine = features[3], features[2]
-        image_tokens = torch.cat(
-            [self.coarse_tokens(coarse.flatten(2).transpose(1, 2)), self.fine_tokens(fine.flatten(2).transpose(1, 2))],
-            1,
-        )
-        image_tokens = self.image_norm(image_tokens + self.image_position)
-        flipped = coarse.flip(2)
-        side = flipped.shape[-1]
-        column = torch.cat([flipped.mean(2), flipped.amax(2)], 1).transpose(1, 2)  # (B, W, 2C), left to right
-        row = torch.cat([flipped.mean(3), flipped.amax(3)], 1).transpose(1, 2)  # (B, H, 2C), bottom to top
-        tokens = torch.cat(
-            [
-                self.plane_seed(column)[:, :, None].expand(-1, -1, side, -1).flatten(1, 2),
-                self.plane_seed(row)[:, :, None].expand(-1, -1, side, -1).flatten(1, 2),
-                self.front_seed(flipped.flatten(2).transpose(1, 2)),
-            ],
-            1,
-        )
-        tokens = tokens + self.plane_position
+    def _pressed(self, features: list[Tensor], projections: Tensor, cameras: Tensor) -> list[Tensor]:
+        """Lift the features of all views along their rays and press them onto the planes XY and XZ.
+
+        Returns:
+            Two maps (B, seed_channels, lift_side, lift_side); W runs along x, H along y and along z.
+        """
+        (b, v), n = projections.shape[:2], self.config.lift_side
+        fine, coarse = self.lift_fine(features[1]), self.lift_coarse(features[2])
+        flat = fine + F.interpolate(coarse, scale_factor=2, mode="nearest")
+        axis = (torch.arange(n, device=flat.device) + 0.5) * (2 / n) - 1
+        grid = torch.stack(torch.meshgrid(*(axis * e for e in self.config.extents), indexing="ij"), -1).flatten(0, 2)
+        seen = project_points(projections.float(), grid.expand(b, v, -1, 3)) * grid.new_tensor([1, -1])  # rows go down
+        lifted = F.grid_sample(flat.float(), seen.flatten(0, 1)[:, None], align_corners=False)[:, :, 0]
+        lifted = lifted.unflatten(0, (b, v)) + self.lift_camera(cameras)[..., None].float()
+        lifted = F.silu(lifted.to(flat.dtype))
+        volume = torch.cat([lifted.mean(1), lifted.amax(1)], 1).unflatten(-1, (n, n, n))  # (B, 2C, x, y, z)
+        above = volume.permute(0, 1, 4, 3, 2).flatten(1, 2)
+        beside = volume.permute(0, 1, 3, 4, 2).flatten(1, 2)
+        return [press(seen) for press, seen in zip(self.press, (above, beside), strict=True)]
+
+    def _plane_tokens(self, features: list[Tensor], first: Tensor, seeds: list[Tensor], cameras: Tensor) -> Tensor:
+        """Stem features of all views, the first view's coarsest, seeds, cameras → plane tokens (B, 3 * side², D)."""
+        b, v = cameras.shape[:2]
+        poses = self.camera_tokens(cameras)
+        coarse, fine = (f.flatten(2).transpose(1, 2) for f in (features[3], features[2]))
+        image_tokens = torch.cat([self.coarse_tokens(coarse), self.fine_tokens(fine)], 1) + self.image_position
+        image_tokens = image_tokens.unflatten(0, (b, v)) + poses[:, :, None]
+        image_tokens = self.image_norm(image_tokens.flatten(1, 2))
+        side = self.config.image_size // 16
+        tokens = [
+            seed(F.interpolate(pressed, (side, side), mode="area").flatten(2).transpose(1, 2))
+            for seed, pressed in zip(self.plane_seed, seeds, strict=True)
+        ]
+        tokens.append(self.front_seed(first.flatten(2).transpose(1, 2)))
+        x = torch.cat(tokens, 1) + self.plane_position + poses[:, :1]
         for block in self.blocks:
-            tokens = block(tokens, image_tokens)
-        return tokens
+            x = block(x, image_tokens)
+        return x
 
 
 def _network_input(images: Tensor) -> Tensor:
@@ -305,8 +391,8 @@ def _network_input(images: Tensor) -> Tensor:
     return torch.cat([(images[:, :3] - 0.5) * alpha * 2, alpha * 2 - 1, x, y], 1)
 
 
-class TinyLRM(ReconstructionModel):
-    """The embedded model as a `ReconstructionModel`.
+class TinyLRM(ViewsModel):
+    """The embedded model as a `ViewsModel`: one photo, or one to N views.
 
     Args:
         network: on its device; its parameters' dtype is kept for the decoder, the rest runs in ``dtype``.
@@ -363,36 +449,212 @@ class TinyLRM(ReconstructionModel):
         size = self.image_size
         if images.ndim != 4 or tuple(images.shape[1:]) != (4, size, size):
             raise ImageError(f"{self.name} wants pictures (B, 4, {size}, {size}), found {tuple(images.shape)}.")
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            planes, camera = self.network(images.to(self.device))
-        if not (torch.isfinite(planes).all() and torch.isfinite(camera).all()):
-            raise FieldError(f"{self.name} gave numbers that are not finite. Try --dtype fp32.")
+        images = images.to(self.device)
+        with self._autocast():
+            guess = self.network.camera(images)
+        if not torch.isfinite(guess).all():
+            raise FieldError(f"{self.name} guessed a camera that is not finite. Try --dtype fp32.")
+        elevation, focal = decode_camera(guess)
+        if elevation_deg is not None:
+            elevation = torch.full_like(elevation, elevation_deg)
+        if fov_deg is not None:
+            focal = torch.full_like(focal, 1 / math.tan(math.radians(fov_deg) / 2))
+        projections = photo_projection(elevation, focal)
+        planes = self._planes(images[:, None], projections[:, None], elevation_deg is not None)
+        given = {"elevation": elevation_deg, "fov": fov_deg, "distance": fov_deg}
+        estimated = tuple(k for k, value in given.items() if value is None and (upright or k != "elevation"))
         return [
-            self._reconstruction(p, c, elevation_deg, fov_deg, upright) for p, c in zip(planes, camera, strict=True)
+            Reconstruction(
+                field=self._field(
+                    planes[i], projections[i], images[i, 3], 1.0, None if upright else pitch_rotation(elevation[i])
+                ),
+                camera=_photo_camera(float(elevation[i]) if upright else 0.0, float(focal[i])),
+                elevation_deg=float(elevation[i]) if upright else 0.0,
+                estimated=estimated,
+            )
+            for i in range(len(images))
         ]
 
-    def _reconstruction(
-        self, planes: Tensor, camera: Tensor, elevation_deg: float | None, fov_deg: float | None, upright: bool
+    @torch.no_grad()
+    def reconstruct_views(
+        self, views: Views, *, elevation_deg: float | None = None, fov_deg: float | None = None
     ) -> Reconstruction:
+        """Lift one object from V >= 1 views with known cameras that see the origin; the first one counts most.
+
+        Every view is cropped about its matte first, as single photos are.
+
+        Args:
+            views: of any size; the field comes back in the world of their cameras.
+            elevation_deg, fov_deg: not needed, the cameras say it; see `ViewsModel.reconstruct_views`.
+
+        Returns:
+            The reconstruction with the crop of the first view as its camera.
+
+        Raises:
+            FieldError: the network gave numbers that are not finite.
+            ImageError: a view has an empty matte.
+        """
+        cropped = crop_views(views, self.image_size, self.foreground_ratio)
+        matrices, turn, unit = view_projections(cropped.cameras)
+        images = torch.cat([cropped.images, cropped.alpha], 1)[None].to(self.device)
+        planes = self._planes(images, matrices[None].to(self.device), True)
+        first = cropped.cameras.select([0])
+        field = self._field(planes[0], matrices[0], images[0, 0, 3], unit, turn)
+        return Reconstruction(field, first, _elevation_deg(first.positions[0]), ())
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def _planes(self, images: Tensor, projections: Tensor, known: bool) -> Tensor:
+        with self._autocast():
+            flags = torch.full((len(images),), float(known), device=self.device)
+            planes = self.network(images, projections, flags)
+        if not torch.isfinite(planes).all():
+            raise FieldError(f"{self.name} gave numbers that are not finite. Try --dtype fp32.")
+        return planes
+
+    def _field(
+        self, planes: Tensor, projection: Tensor, matte: Tensor, unit: float, turn: Tensor | None
+    ) -> TriplaneField:
         config = self.network.config
-        guess = float((camera[0] * ELEVATION_UNIT_DEG).clamp(-60, 85))
-        elevation = guess if elevation_deg is None else elevation_deg
-        guess_focal = math.exp(min(max(float(camera[1]), -1.0), 1.5) + USUAL_LOG_FOCAL)
-        focal = guess_focal if fov_deg is None else 1 / math.tan(math.radians(fov_deg) / 2)
-        pitch = elevation if upright else 0.0
-        reach = min(1.25 * config.scene_radius, 0.9 * focal)
+        reach = config.scene_radius * unit
+        scaled = turn if unit == 1.0 else (torch.eye(3) if turn is None else turn) / unit
         field = TriplaneField(
             planes=planes,
             decoder=self.network.decoder,
-            scene_radius=min(config.scene_radius, reach),
-            level=config.surface_occupancy * config.density_scale,
-            outputs=OutputRule("occupancy", density_scale=config.density_scale),
-            frame=PictureFrame(pitch, focal, config.depth_contraction, reach),
+            scene_radius=reach,
+            level=config.density_scale / unit / 2,
+            outputs=replace(config.output_rule, density_scale=config.density_scale / unit),
+            pairs=PLANE_PAIRS,
+            frame=PictureFrame(projection.to(planes), config.extents, scaled, reach),
         )
-        given = {"elevation": elevation_deg, "fov": fov_deg, "distance": fov_deg}
-        return Reconstruction(
-            field=field,
-            camera=orbit(0.0, pitch, focal, math.degrees(2 * math.atan(1 / focal))),
-            elevation_deg=elevation,
-            estimated=tuple(name for name, value in given.items() if value is None),
+        upright = replace(field, frame=PictureFrame(projection.to(planes), config.extents))
+        return replace(field, raw_bias=silhouette_bias(upright, matte.to(planes), config))
+
+
+def silhouette_bias(field: TriplaneField, matte: Tensor, config: TinyConfig) -> Tensor:
+    """What to add to the raw density on each pixel's ray, so that the field agrees with the photo's silhouette.
+
+    A network that cannot know where on its ray a thin part stands gives it a little occupancy everywhere and enough
+    nowhere. On rays of the object that meet no surface the raw density is raised, until as much of the ray is inside
+    as the silhouette is wide there: what is thin across the picture is taken to be thin along the ray. On rays well
+    off the object it is lowered out of sight.
+
+    Args:
+        field: in the upright frame, without a bias.
+        matte: (S, S) in [0, 1], row 0 at the top.
+        config: its network's.
+
+    Returns:
+        (S, S) with row 0 at the bottom, as planes have it.
+    """
+    size = matte.shape[-1]
+    steps = (torch.arange(size, device=matte.device) + 0.5) * (2 / size) - 1
+    # Parts thinner than a pixel have little matte; where there is nothing else they are the object.
+    inside = matte > _MATTE_LEVEL * matte.max()
+    rows, columns = torch.nonzero(inside, as_tuple=True)
+    pixels = torch.stack([steps[columns], -steps[rows]], -1)
+    assert isinstance(field.frame, PictureFrame)
+    points, lengths = ray_points(field.frame.projection[None], pixels[None], config.scene_radius, _BIAS_SAMPLES)
+    raw = field.folded_raw(slice(0, 1))(points.flatten(0, 2)).unflatten(0, (-1, _BIAS_SAMPLES))[..., 0]
+    widths = silhouette_widths(inside)[rows, columns]
+    counts = (widths * (2 / size) / lengths[0, :, 0]).round().clamp(1, _BIAS_SAMPLES).long()
+    level = math.log(config.surface_occupancy / (1 - config.surface_occupancy)) + _BIAS_MARGIN
+    ranked = raw.sort(-1, descending=True).values
+    wanted = level - ranked.gather(1, counts[:, None] - 1)[:, 0]
+    missed = (ranked[:, 0] < level) & (widths <= _THIN)
+    lift = torch.zeros_like(matte).index_put((rows, columns), torch.where(missed, wanted, 0.0).clamp(min=0))
+    near = F.max_pool2d(matte[None, None], 2 * _BIAS_BORDER + 1, 1, _BIAS_BORDER)[0, 0] > 0.02
+    return torch.where(near, _blurred_inside(lift, inside), _OUT_OF_SIGHT).flip(0)
+
+
+def silhouette_widths(inside: Tensor) -> Tensor:
+    """Pixels (S, S) float: side of the largest square of inside pixels that holds a pixel, 0 outside."""
+    now = inside.float()[None, None]
+    widths = now.clone()
+    for radius in range(1, inside.shape[-1] // 2):
+        side = 2 * radius + 1
+        eroded = -F.max_pool2d(F.pad(-now, [radius] * 4, value=0.0), side, 1)
+        if not eroded.any():
+            break
+        opened = F.max_pool2d(eroded, side, 1, radius)
+        widths = torch.where(opened > 0, float(side), widths)
+    return widths[0, 0]
+
+
+def _blurred_inside(values: Tensor, inside: Tensor) -> Tensor:
+    """The mean over the inside pixels of each pixel's 3 x 3 neighbourhood, 0 outside; (S, S)."""
+    mask = inside.to(values)
+    sums, shares = (F.avg_pool2d(x[None, None], 3, 1, 1)[0, 0] for x in (values * mask, mask))
+    return torch.where(inside, sums / shares.clamp(min=1e-6), 0.0)
+
+
+def decode_camera(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """What `CameraHead` says (B, 2) → elevation in degrees (B,) and focal length in half images (B,), kept sane."""
+    elevation = (numbers[:, 0] * ELEVATION_UNIT_DEG).clamp(-60, 85)
+    return elevation, torch.exp(numbers[:, 1].clamp(-1.0, 1.5) + USUAL_LOG_FOCAL)
+
+
+def _photo_camera(elevation_deg: float, focal: float) -> Cameras:
+    return orbit(0.0, elevation_deg, focal, math.degrees(2 * math.atan(1 / focal)))
+
+
+def _elevation_deg(position: Tensor) -> float:
+    return math.degrees(math.asin(float(position[2] / position.norm())))
+
+
+def crop_views(views: Views, size: int, foreground_ratio: float) -> Views:
+    """Crop every view square about its matte, so that its longer side fills ``foreground_ratio``, and resize.
+
+    Args:
+        views: (V, ...) of any size.
+        size: side of the crops in pixels.
+        foreground_ratio: in (0, 1].
+
+    Raises:
+        ImageError: a matte is empty.
+    """
+    height, width = views.image_size
+    images, mattes, intrinsics = [], [], []
+    for i in range(len(views)):
+        rows, columns = (torch.nonzero((views.alpha[i, 0] > 0.5).any(axis)).flatten() for axis in (1, 0))
+        if len(rows) == 0:
+            raise ImageError(f"view {i} of {len(views)}: its matte is empty, expected an object. Look at its picture.")
+        top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+        side = float(max(bottom - top, right - left)) / foreground_ratio
+        x, y = float(left + right) / 2 - side / 2, float(top + bottom) / 2 - side / 2
+        steps = (torch.arange(size, device=views.images.device) + 0.5) / size * side
+        grid = torch.stack(torch.meshgrid((y + steps) / height, (x + steps) / width, indexing="ij")[::-1], -1) * 2 - 1
+        blur = max(side / size, 1.0)
+        premultiplied = torch.cat([views.images[i] * views.alpha[i], views.alpha[i]])[None]
+        smoothed = F.interpolate(premultiplied, scale_factor=1 / blur, mode="bilinear", antialias=True)
+        seen = F.grid_sample(smoothed, grid[None].to(smoothed), align_corners=False)[0]
+        images.append((seen[:3] / seen[3:].clamp(min=1e-4)).clamp(0, 1))
+        mattes.append(seen[3:].clamp(0, 1))
+        intrinsics.append(
+            crop_intrinsics(views.cameras.intrinsics[i : i + 1], x / width, y / height, side / width, side / height)
         )
+    return Views(torch.stack(images), torch.stack(mattes), Cameras(views.cameras.c2w, torch.cat(intrinsics)))
+
+
+def view_projections(cameras: Cameras) -> tuple[Tensor, Tensor, float]:
+    """Projections of views in the frame of the first one.
+
+    Args:
+        cameras: V; the first looks at about the origin from off the world's z axis.
+
+    Returns:
+        (V, 3, 4) projections from that frame, which has the first camera at azimuth 0 and one unit half its image
+        wide at the origin; (3, 3) turn from the world to it; that unit's length in the world.
+    """
+    first = cameras.positions[0]
+    turn = yaw_rotation(-torch.rad2deg(torch.atan2(first[1], first[0])))
+    w2c = invert_rigid(cameras.c2w)
+    depth = -w2c[:, 2, 3]  # of the origin, OpenGL cameras look along -z
+    unit = float(depth[0] / (2 * cameras.intrinsics[0, 0, 0]))
+    k = cameras.intrinsics
+    right = 2 * k[:, :1, 0] * w2c[:, 0] - (2 * k[:, :1, 2] - 1) * w2c[:, 2]
+    up = 2 * k[:, 1:2, 1] * w2c[:, 1] - (1 - 2 * k[:, 1:2, 2]) * w2c[:, 2]
+    rows = torch.stack([right, up, -w2c[:, 2]], 1)
+    linear = rows[:, :, :3] @ turn.T.to(rows) * unit
+    return torch.cat([linear, rows[:, :, 3:]], -1) / depth[:, None, None], turn, unit

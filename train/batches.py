@@ -16,11 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lrm.tiny import ELEVATION_UNIT_DEG, USUAL_LOG_FOCAL, contract_depth
+from lrm.tiny import ELEVATION_UNIT_DEG, USUAL_LOG_FOCAL
 from multiview.errors import SettingsError
 
 from .render import camera_axes
 
+# Chance that the view to be rendered is the one that the network sees: a thin part whose depth it cannot know must then
+# stand somewhere, in place of everywhere a little.
+OWN_VIEW = 0.5
 COLOR_JITTER = 0.02  # of the longest side: colour is asked for near the surface, not only on it
 
 
@@ -45,29 +48,39 @@ class Augment:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's data.
+    """One step's data: B objects with V views each, in the upright frame of each first view (`lrm.tiny`).
 
     Attributes:
-        images: (B, 4, S, S) float in [0, 1], straight RGBA.
-        points: (B, P, 3) plane coordinates of `lrm.tiny.PictureFrame`.
+        images: (B, V, 4, S, S) float in [0, 1], straight RGBA.
+        projections: (B, V, 3, 4) upright frame → picture.
+        camera: (B, 2) what the camera head should say of the first view.
+        points: (B, P, 3); ``uniform`` of them come first, then those near the surface, then free space.
         occupancy: (B, P) float 0 or 1.
         weight: (B, P) float, 0 where the label is not known.
-        surface: (B, Q, 3) plane coordinates.
+        surface: (B, Q, 3).
         colors: (B, Q, 3) float sRGB.
-        camera: (B, 2) what the camera head should say.
+        known: (B,) 1 where the network is told the cameras.
+        target: (B, 4, S, S) unlit straight RGBA of one more view or of the first one, or None where nothing is to be
+            rendered.
+        target_projection: (B, 3, 4) its camera; the last view's where there is no target.
     """
 
     images: Tensor
+    projections: Tensor
+    camera: Tensor
     points: Tensor
     occupancy: Tensor
     weight: Tensor
     surface: Tensor
     colors: Tensor
-    camera: Tensor
+    known: Tensor
+    target_projection: Tensor
+    target: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if value is not None}
+        return Batch(**moved)
 
 
 class PackedData:
@@ -92,54 +105,91 @@ class PackedData:
     def __len__(self) -> int:
         return len(self.names)
 
-    def item(self, obj: int, view: int, rng: np.random.Generator, points: int, surface: int) -> dict[str, np.ndarray]:
-        """One picture of one object with a random slice of its points; half uniform, half near the surface."""
+    def labels(self, obj: int, rng: np.random.Generator, counts: PointCounts) -> dict[str, np.ndarray]:
+        """Random slices of one object's points: uniform ones, ones near the surface, coloured ones on it."""
         a = self.arrays
         half = a["points"].shape[1] // 2
-        starts = rng.integers(0, half - points // 2 + 1, 2) + np.array([0, half])
-        rows = np.concatenate([np.arange(s, s + points // 2) for s in starts])
-        first = rng.integers(0, a["surface"].shape[1] - surface + 1)
-        on = a["surface"][obj, first : first + surface].astype(np.float32)
+        rows = [
+            slice(s, s + n)
+            for n, low in ((counts.uniform, 0), (counts.near, half))
+            for s in (low + int(rng.integers(0, half - n + 1)),)
+        ]
+        first = int(rng.integers(0, a["surface"].shape[1] - counts.surface + 1))
+        on = a["surface"][obj, first : first + counts.surface].astype(np.float32)
+        blur = rng.normal(scale=COLOR_JITTER, size=on.shape).astype(np.float32) * rng.random((len(on), 1), np.float32)
         return {
-            "view": a["views"][obj, view].copy(),
-            "camera": a["cameras"][obj, view],
-            "points": a["points"][obj, rows[0] : rows[-1] + 1][rows - rows[0]].astype(np.float32),
-            "inside": a["inside"][obj, rows[0] : rows[-1] + 1][rows - rows[0]].astype(np.float32),
-            "surface": on
-            + rng.normal(scale=COLOR_JITTER, size=on.shape).astype(np.float32) * rng.random((len(on), 1), np.float32),
-            "colors": a["colors"][obj, first : first + surface].astype(np.float32) / 255,
+            "points": np.concatenate([a["points"][obj, r] for r in rows]).astype(np.float32),
+            "inside": np.concatenate([a["inside"][obj, r] for r in rows]).astype(np.float32),
+            "surface": on + blur,
+            "colors": a["colors"][obj, first : first + counts.surface].astype(np.float32) / 255,
             "reach": np.abs(a["surface"][obj].astype(np.float32)).max(0) + 0.02,
         }
 
 
-def picture_coordinates(points: np.ndarray, camera: np.ndarray, contraction: float) -> np.ndarray:
-    """Object points (N, 3) → plane coordinates (N, 3) under a `CropCamera` row: contracted depth, right, up."""
+@dataclass(frozen=True)
+class PointCounts:
+    """Points of one object and step: uniform in its cube, near its surface, anywhere in the frame, with colour."""
+
+    uniform: int = 1024
+    near: int = 512
+    free: int = 192
+    surface: int = 256
+
+
+def object_projection(camera: np.ndarray) -> np.ndarray:
+    """Homogeneous object points → (right, up, depth) of the picture of a `CropCamera` row: (3, 4) float64.
+
+    Right and up are in [-1, 1] over the crop after division by depth, which is 1 at the origin.
+    """
     azimuth, elevation, distance, cx, cy, half = (float(x) for x in camera)
-    local = points @ camera_axes(azimuth, elevation).T.astype(np.float32)
-    z = np.maximum(distance - local[:, 2:], 0.05 * distance)
-    depth = local[:, 2:] / (distance * half)
-    return np.concatenate(
-        [contract_depth(torch.from_numpy(depth), contraction).numpy(), (local[:, :2] / z - (cx, cy)) / half], 1
-    ).astype(np.float32)
+    right, up, back = camera_axes(azimuth, elevation)
+    away = np.append(-back, distance)
+    return np.stack([(np.append(right, 0) - cx * away) / half, (np.append(up, 0) - cy * away) / half, away]) / distance
+
+
+def upright_frame(camera: np.ndarray, *, centred: bool) -> np.ndarray:
+    """Homogeneous object points → the upright frame of a picture (`lrm.tiny`): (4, 4) float64.
+
+    Args:
+        camera: a `CropCamera` row.
+        centred: pretend that the camera looks at the crop's centre, as is done for a single photo, by shearing the
+            object along the camera's axis; else the frame's origin is the object's.
+    """
+    azimuth, elevation, distance, cx, cy, half = (float(x) for x in camera)
+    unit = distance * half
+    local = np.zeros((4, 4))
+    local[:3, :3], local[3, 3] = camera_axes(azimuth, elevation) / unit, 1
+    if centred:
+        # The picture shows (right / z - c) / half with z = distance - back, so a point keeps its pixel when it is
+        # moved by -c * z / distance in units of half the image at the origin.
+        local[0, :3] += cx / half * local[2, :3] * half
+        local[1, :3] += cy / half * local[2, :3] * half
+        local[0, 3], local[1, 3] = -cx / half, -cy / half
+    e = np.deg2rad(elevation)
+    turn = np.zeros((4, 4))
+    turn[0, 2], turn[0, 1] = np.cos(e), -np.sin(e)
+    turn[1, 0] = 1
+    turn[2, 2], turn[2, 1] = np.sin(e), np.cos(e)
+    turn[3, 3] = 1
+    return turn @ local
+
+
+def transformed(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Points (N, 3) by an affine (4, 4), float32."""
+    return (points @ matrix[:3, :3].T.astype(np.float32) + matrix[:3, 3].astype(np.float32)).astype(np.float32)
 
 
 def free_points(
-    camera: np.ndarray, reach: np.ndarray, contraction: float, count: int, rng: np.random.Generator
+    from_object: np.ndarray, reach: np.ndarray, radius: float, count: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Points anywhere in the picture's frame.
+    """Points anywhere in the upright frame's cube of half side ``radius``.
 
     Returns:
-        Plane coordinates (count, 3), and (count,) 1 where they are outside the object's box and so empty, else 0.
+        (count, 3), and (count,) 1 where they are outside the object's box and so empty, else 0.
     """
-    azimuth, elevation, distance, cx, cy, half = (float(x) for x in camera)
-    coordinates = rng.uniform(-1, 1, (count, 3)).astype(np.float32) * (0.97, 1, 1)
-    depth = contraction * coordinates[:, :1] / np.sqrt(1 - coordinates[:, :1] ** 2)
-    back = depth * distance * half
-    plane = coordinates[:, 1:] * half + (cx, cy)
-    local = np.concatenate([plane * (distance - back), back], 1)
-    world = local @ camera_axes(azimuth, elevation)
-    outside = (np.abs(world) > reach).any(1) & (back[:, 0] < 0.95 * distance)
-    return coordinates.astype(np.float32), outside.astype(np.float32)
+    points = rng.uniform(-radius, radius, (count, 3)).astype(np.float32)
+    outside = (np.abs(transformed(np.linalg.inv(from_object), points)) > reach).any(1)
+    return points, outside.astype(np.float32)
 
 
 def light(view: Tensor, rng: np.random.Generator, augment: Augment) -> Tensor:
@@ -173,61 +223,91 @@ def resized(image: Tensor, size: int) -> Tensor:
     return torch.cat([(small[:3] / small[3:].clamp(min=1e-4)).clamp(0, 1), small[3:]])
 
 
+def unlit(view: Tensor) -> Tensor:
+    """One packed view (S, S, 7) uint8 → straight RGBA (4, S, S) float in [0, 1], plain colours."""
+    return view[..., :4].permute(2, 0, 1).float() / 255
+
+
 def make_batch(
     sources: Sequence[tuple[PackedData, float]],
     *,
     seed: int,
     step: int,
     batch_size: int,
-    points: int,
-    free: int,
-    surface: int,
+    views: int,
+    counts: PointCounts,
     image_size: int,
-    contraction: float,
+    scene_radius: float,
     augment: Augment,
+    known: float,
+    target: bool = False,
 ) -> Batch:
     """Assemble the batch of one step.
 
     Args:
         sources: packed data and how often each is drawn from.
         seed, step: all randomness.
-        batch_size, points, free, surface: pictures; labelled, free-space and coloured points per picture.
-        image_size, contraction: as the model's.
+        batch_size: objects; ``views`` pictures of each.
+        counts: points per object.
+        image_size, scene_radius: as the model's.
         augment: what is done to pictures.
+        known: chance that the network is told a single photo's camera; those of several views always are.
+        target: also give one more view to be rendered.
     """
     rng = np.random.default_rng([seed, step])
     chances = np.array([weight for _, weight in sources])
-    rows: list[tuple[Tensor, ...]] = []
+    rows: list[dict[str, Tensor]] = []
     for which in rng.choice(len(sources), batch_size, p=chances / chances.sum()):
-        data = sources[which][0]
-        obj, view = int(rng.integers(len(data))), int(rng.integers(data.arrays["views"].shape[1]))
-        rows.append(_sample(data.item(obj, view, rng, points, surface), rng, free, contraction, augment))
-    rows = [(resized(image, image_size), *others) for image, *others in rows]
-    return Batch(*(torch.stack(column) for column in zip(*rows, strict=True)))
+        rows.append(_sample(sources[which][0], rng, views, counts, image_size, scene_radius, augment, target))
+    told = np.ones(batch_size) if views > 1 else rng.random(batch_size) < known
+    columns = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    return Batch(**columns, known=torch.from_numpy(told.astype(np.float32)))
 
 
 def _sample(
-    item: dict[str, np.ndarray], rng: np.random.Generator, free: int, contraction: float, augment: Augment
-) -> tuple[Tensor, ...]:
-    camera = item["camera"]
-    image = light(torch.from_numpy(item["view"]), rng, augment)
-    empty, known = free_points(camera, item["reach"], contraction, free, rng)
-    points = np.concatenate([picture_coordinates(item["points"], camera, contraction), empty])
-    surface = picture_coordinates(item["surface"], camera, contraction)
-    colors = item["colors"]
+    data: PackedData,
+    rng: np.random.Generator,
+    views: int,
+    counts: PointCounts,
+    image_size: int,
+    scene_radius: float,
+    augment: Augment,
+    with_target: bool,
+) -> dict[str, Tensor]:
+    """One object of a `Batch`."""
+    obj = int(rng.integers(len(data)))
+    packed_views, wanted = data.arrays["views"].shape[1], views + with_target
+    chosen = rng.choice(packed_views, wanted, replace=packed_views < wanted)
+    if with_target and rng.random() < OWN_VIEW:
+        chosen[-1] = chosen[0]
+    packed = [torch.from_numpy(data.arrays["views"][obj, v].copy()) for v in chosen]
+    cameras = [data.arrays["cameras"][obj, v] for v in chosen]
+    images = [resized(light(view, rng, augment), image_size) for view in packed[:views]]
+    images += [resized(unlit(view), image_size) for view in packed[views:]]
+    labels = data.labels(obj, rng, counts)
+    frame = upright_frame(cameras[0], centred=views == 1)
+    empty, sure = free_points(frame, labels["reach"], scene_radius, counts.free, rng)
+    points = np.concatenate([transformed(frame, labels["points"]), empty])
+    surface, colors = transformed(frame, labels["surface"]), labels["colors"]
+    projections = np.stack([object_projection(camera) @ np.linalg.inv(frame) for camera in cameras])
     if rng.random() < augment.mirror:
-        image = image.flip(2)
+        images = [image.flip(2) for image in images]
         points, surface = points * (1, -1, 1), surface * (1, -1, 1)
+        projections[:, :, 1] *= -1
+        projections[:, 0] *= -1
     if rng.random() < augment.swap:
         order = rng.permutation(3)
-        image, colors = image[[*order, 3]], colors[:, order]
-    head = (float(camera[1]) / ELEVATION_UNIT_DEG, -float(np.log(camera[5])) - USUAL_LOG_FOCAL)
-    return (
-        image,
-        torch.from_numpy(points.astype(np.float32)),
-        torch.from_numpy(np.concatenate([item["inside"], np.zeros(free, np.float32)])),
-        torch.from_numpy(np.concatenate([np.ones(len(item["inside"]), np.float32), known])),
-        torch.from_numpy(surface.astype(np.float32)),
-        torch.from_numpy(np.ascontiguousarray(colors)),
-        torch.tensor(head),
-    )
+        images = [image[[*order, 3]] for image in images]
+        colors = colors[:, order]
+    projections /= projections[:, 2:, 3:]
+    head = (float(cameras[0][1]) / ELEVATION_UNIT_DEG, -float(np.log(cameras[0][5])) - USUAL_LOG_FOCAL)
+    known = np.concatenate([np.ones(len(labels["inside"]), np.float32), sure])
+    arrays = {
+        "projections": projections[:views], "target_projection": projections[-1], "camera": np.array(head),
+        "points": points, "occupancy": np.concatenate([labels["inside"], np.zeros(counts.free)]), "weight": known,
+        "surface": surface, "colors": np.ascontiguousarray(colors),
+    }  # fmt: skip
+    tensors = {name: torch.from_numpy(np.asarray(value, np.float32)) for name, value in arrays.items()}
+    if with_target:
+        tensors["target"] = images.pop()
+    return {"images": torch.stack(images), **tensors}

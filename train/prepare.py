@@ -75,6 +75,11 @@ def prepare_object(obj: TrainingObject, settings: PrepareSettings) -> Prepared:
     points = label_points(obj, rng, count=settings.points, surface=settings.surface, device=settings.device)
     if not points.inside.any():
         return Prepared(obj.name, problem="no point is inside")
+    return rendered(obj, points, rng, settings)
+
+
+def rendered(obj: TrainingObject, points: PointSet, rng: np.random.Generator, settings: PrepareSettings) -> Prepared:
+    """Add the pictures to an object whose points are labelled."""
     embree = pick_renderer(settings.renderer, settings.device) == "embree"
     renderer: Renderer = Caster(obj) if embree else TorchCaster(obj, settings.device)
     cameras = [random_crop_camera(obj.vertices, rng, settings.draw) for _ in range(settings.views)]

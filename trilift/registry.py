@@ -158,7 +158,7 @@ WEIGHT_SETS: tuple[WeightSet, ...] = (
     WeightSet(
         name="tiny", what="embedded: small model trained by this project on CC0 objects", family="tiny",
         stage="reconstruction", repository=None, revision=None, file=WEIGHTS_FILE, config_file="config.json",
-        sha256="e859a6b748fc0f574c62289c966c1c3ccbea5aa738f7a4535e21107d84d26e47", size_bytes=13_925_548,
+        sha256="be81afd54a850a5d486b0ce93220d48a61cdea42f83428a23c670f01ba83f858", size_bytes=14_144_132,
         licence="Apache-2.0", commercial="yes", memory_bytes=490_000_000, status="ready", needs_views=1,
     ),
     WeightSet(

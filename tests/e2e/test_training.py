@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +38,7 @@ NETWORK = {
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe over two procedural objects, small enough for seconds."""
     folder = tmp_path_factory.mktemp("recipe")
-    settings = PrepareSettings(views=2, image_size=32, points=2048, surface=256)
+    settings = PrepareSettings(views=3, image_size=32, points=2048, surface=256)
     shapes = [random_object(np.random.default_rng(i)) for i in range(2)]
     objects = [TrainingObject(f"o{i}", s.vertices, s.faces, s.colors) for i, s in enumerate(shapes)]
     pack((prepare_object(o, settings) for o in objects), 2, folder / "data", settings)
@@ -48,9 +50,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "val": str(folder / "data"),
                 "steps": 6,
                 "batch_size": 4,
-                "points": 256,
-                "free_points": 32,
-                "surface_points": 32,
+                "counts": {"uniform": 128, "near": 128, "free": 32, "surface": 32},
                 "warmup_steps": 2,
                 "precision": "no",
                 "log_every": 1,
@@ -72,6 +72,11 @@ def test_loss_falls_and_the_run_folder_is_what_inference_loads(recipe: Path, tmp
     assert main(["--config", str(recipe), "-o", str(tmp_path), "steps=40", "save_every=40", "learning_rate=0.003"]) == 0
     rows = log_of(tmp_path)
     assert rows[-1]["occupancy"] < 0.6 * rows[0]["occupancy"]
+    # The last fifth also renders patches.
+    assert [row["step"] for row in rows if "rendered" in row] == list(range(33, 41))
+    assert sorted(p.name for p in (tmp_path / "previews").iterdir()) == [f"{s:06d}.png" for s in range(6, 41, 6)] + [
+        "000040.png"
+    ]
     model = TinyLRM.from_folder(tmp_path / "model")
     assert model.image_size == 32
     assert json.loads((tmp_path / "model" / "config.json").read_text())["training"] == {"steps": 40, "pictures": 160}
@@ -100,6 +105,41 @@ def test_stop_and_resume_equals_straight_through(recipe: Path, tmp_path: Path, m
     again = TinyLRM.from_folder(tmp_path / "broken" / "model").network.state_dict()
     assert max((whole[k] - again[k]).abs().max().item() for k in whole) < 1e-6
     assert [row["step"] for row in log_of(tmp_path / "broken")] == [1, 2, 3, 4, 4, 5, 6]
+
+
+def test_worker_processes_change_nothing(recipe: Path, tmp_path: Path) -> None:
+    assert main(["--config", str(recipe), "-o", str(tmp_path / "thread"), "steps=3"]) == 0
+    assert main(["--config", str(recipe), "-o", str(tmp_path / "workers"), "steps=3", "workers=2"]) == 0
+    losses = [[row["loss"] for row in log_of(tmp_path / run)] for run in ("thread", "workers")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+# A machine lent for training has torch, numpy, safetensors and accelerate, with what these bring along.
+BARE_MACHINE = """
+import sys
+from importlib.machinery import PathFinder
+class Bare(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in {BLOCKED} else PathFinder.find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
+from train.lrm import main
+sys.exit(main(sys.argv[1:]))
+"""
+BLOCKED = (
+    "PIL", "scipy", "trimesh", "mcubes", "rembg", "onnxruntime", "diffusers", "transformers", "gradio", "embreex",
+    "igl", "fast_simplification", "skimage", "tensorboard", "matplotlib",
+)  # fmt: skip
+
+
+def test_the_trainer_runs_on_a_bare_machine(recipe: Path, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    code = BARE_MACHINE.replace("{BLOCKED}", repr(set(BLOCKED)))
+    words = ["--config", str(recipe), "-o", str(tmp_path), "steps=2", "val_every=2", "rendered_share=0.5"]
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model" / "model.safetensors").exists()
+    assert (tmp_path / "previews" / "000002.png").exists()
 
 
 def test_camera_alone_leaves_all_other_weights_as_they_were(recipe: Path, tmp_path: Path) -> None:

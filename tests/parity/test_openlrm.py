@@ -451,9 +451,14 @@ def test_a_pitched_field_is_empty_outside_its_turned_cube() -> None:
     assert model.field(torch.zeros(3, 6, 8, 8)).reach == pytest.approx(1.0)
 
 
-def test_pictures_of_another_size_are_refused() -> None:
-    with pytest.raises(ImageError, match=r"\(B, 4, 42, 42\), found \(1, 4, 40, 42\)"):
-        small_copy(SEPARATE).reconstruct(torch.zeros(1, 4, 40, 42))
+def test_pictures_of_any_size_are_resized_by_its_own_rule() -> None:
+    model = small_copy(SEPARATE)
+    picture = uniform(4, (1, 4, 50, 60))
+    planes = model.reconstruct(picture, upright=False)[0].field.planes
+    resized = torch.cat([openlrm_input(picture, 42), torch.ones(1, 1, 42, 42)], 1)
+    assert torch.allclose(planes, model.reconstruct(resized, upright=False)[0].field.planes, atol=1e-4)
+    with pytest.raises(ImageError, match=r"\(B, 4, H, W\).*found \(1, 3, 42, 42\)"):
+        model.reconstruct(torch.zeros(1, 3, 42, 42))
 
 
 def test_orbit_and_the_told_camera_agree() -> None:

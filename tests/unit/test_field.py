@@ -129,6 +129,9 @@ def test_decoder_applies_its_layers_with_the_activation_between_them() -> None:
         pytest.param(OutputRule("softplus", -1.0), 41.0, 40.0, id="softplus, large"),
         pytest.param(OutputRule("occupancy", density_scale=80.0), 0.0, 40.0, id="occupancy at 0"),
         pytest.param(OutputRule("occupancy", density_scale=80.0), math.log(3), 60.0, id="occupancy at 3 to 1"),
+        pytest.param(OutputRule("occupancy", density_scale=80.0, middle=0.2), -math.log(4), 40.0, id="its middle"),
+        # sharpness 2: the odds of 3 to 1 count as 9 to 1.
+        pytest.param(OutputRule("occupancy", density_scale=80.0, sharpness=2.0), math.log(3), 72.0, id="sharpness"),
     ],
 )
 def test_output_rules_and_their_inverse(rule: OutputRule, raw: float, density: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from PIL import Image
 from multiview.errors import SettingsError
 from train import examples
 from train.shapes import FAMILIES, MAX_FACES, MIN_FACES, blocks, make_object, make_parts, outlines, random_object
+from train.shapes.blocks import _icosphere
 from train.shapes.finish import enough_faces, finish, split_in_four
 
 SEEDS = (0, 1, 2)
@@ -254,3 +257,15 @@ def test_the_camera_frames_the_object_to_four_fifths() -> None:
     local = (points - camera.positions[0].numpy()) @ camera.c2w[0, :3, :3].numpy()
     reach = np.abs(local[:, :2] / -local[:, 2:]).max() / np.tan(np.deg2rad(20))
     assert reach == pytest.approx(0.82, abs=0.005)
+
+
+@pytest.mark.parametrize(("levels", "volume"), [(0, 2.536150710), (3, 4.0 / 3.0 * math.pi)])
+def test_icospheres_are_closed_point_outward_and_grow_into_a_ball(levels: int, volume: float) -> None:
+    vertices, faces = _icosphere(levels)
+    assert (len(vertices), len(faces)) == (10 * 4**levels + 2, 20 * 4**levels)
+    assert np.linalg.norm(vertices, axis=1) == pytest.approx(1)
+    directed = {(int(a), int(b)) for f in faces for a, b in zip(f, np.roll(f, -1), strict=True)}
+    assert len(directed) == 3 * len(faces)
+    assert all((b, a) in directed for a, b in directed)
+    a, b, c = vertices[faces].transpose(1, 0, 2)
+    assert (np.cross(a, b) * c).sum() / 6 == pytest.approx(volume, rel=1e-6 if levels == 0 else 0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,19 @@ import torch
 
 pytest.importorskip("embreex", reason="embreex is in the extra train")
 
+from lrm.tiny import photo_projection, project_points
 from multiview.errors import SettingsError
-from train.batches import Augment, PackedData, light, make_batch, picture_coordinates
+from train.batches import (
+    Augment,
+    Batch,
+    PackedData,
+    PointCounts,
+    light,
+    make_batch,
+    object_projection,
+    transformed,
+    upright_frame,
+)
 from train.objects import TrainingObject, normalized
 from train.points import label_points, sample_surface
 from train.prepare import Prepared, PrepareSettings, pack, prepare_object
@@ -98,84 +110,90 @@ def test_skipped_objects_are_named_with_their_reason(packed: Path) -> None:
     assert PackedData(packed).names == ["a", "b"]
 
 
+def batch_of(packed: Path, counts: PointCounts, views: int = 1, **changes: Any) -> Batch:
+    settings: dict[str, Any] = {
+        "seed": 0, "step": 0, "batch_size": 6, "image_size": 48, "scene_radius": 1.6, "augment": PLAIN, "known": 0.5,
+    }  # fmt: skip
+    return make_batch([(PackedData(packed), 1.0)], views=views, counts=counts, **(settings | changes))
+
+
+def sampled(pictures: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Pictures (B, C, S, S) at (right, up) coordinates (B, N, 2) → (B, N, C)."""
+    grid = seen[:, None] * torch.tensor([1, -1])
+    return torch.nn.functional.grid_sample(pictures, grid, align_corners=False)[:, :, 0].transpose(1, 2)
+
+
 @pytest.mark.parametrize("mirror", [0.0, 1.0], ids=["plain", "mirrored"])
-def test_inside_points_project_into_the_silhouette(packed: Path, mirror: float) -> None:
+@pytest.mark.parametrize("views", [1, 2])
+def test_inside_points_project_into_every_silhouette(packed: Path, mirror: float, views: int) -> None:
     augment = Augment(lit=0, mirror=mirror, swap=0, exposure=0, ragged=0)
-    batch = make_batch(
-        [(PackedData(packed), 1.0)],
-        seed=0,
-        step=0,
-        batch_size=6,
-        points=512,
-        free=64,
-        surface=64,
-        image_size=48,
-        contraction=1.2,
-        augment=augment,
-    )
-    alpha = torch.nn.functional.grid_sample(
-        batch.images[:, 3:], batch.points[:, None, :, 1:] * torch.tensor([1, -1]), align_corners=False
-    )[:, 0, 0]
+    batch = batch_of(packed, PointCounts(256, 256, 64, 64), views, augment=augment, target=True)
+    assert batch.target is not None
     inside = (batch.occupancy > 0.5) & (batch.weight > 0)
     assert inside.sum() > 200
-    assert (alpha[inside] > 0.4).float().mean() > 0.98
-    # and the silhouette is not simply everywhere
-    assert (alpha[~inside] < 0.5).float().mean() > 0.4
-    wrong = torch.nn.functional.grid_sample(
-        batch.images[:, 3:], batch.points[:, None, :, 1:] * torch.tensor([-1, -1]), align_corners=False
-    )[:, 0, 0]
-    assert (wrong[inside] > 0.4).float().mean() < (alpha[inside] > 0.4).float().mean()
+    pictures = [batch.images[:, v] for v in range(views)] + [batch.target]
+    cameras = [batch.projections[:, v] for v in range(views)] + [batch.target_projection]
+    for picture, camera in zip(pictures, cameras, strict=True):
+        seen = project_points(camera, batch.points)
+        alpha = sampled(picture[:, 3:], seen)[..., 0]
+        assert (alpha[inside] > 0.4).float().mean() > 0.98
+        # and the silhouette is not simply everywhere
+        assert (alpha[~inside] < 0.5).float().mean() > 0.35
+        wrong = sampled(picture[:, 3:], -seen)[..., 0]
+        assert (wrong[inside] > 0.4).float().mean() < (alpha[inside] > 0.4).float().mean()
 
 
-def test_surface_colours_meet_the_pixels_that_see_them(packed: Path) -> None:
-    batch = make_batch(
-        [(PackedData(packed), 1.0)],
-        seed=1,
-        step=0,
-        batch_size=8,
-        points=64,
-        free=8,
-        surface=400,
-        image_size=48,
-        contraction=1.2,
-        augment=PLAIN,
-    )
-    seen = torch.nn.functional.grid_sample(
-        batch.images[:, :3], batch.surface[:, None, :, 1:] * torch.tensor([1, -1]), align_corners=False
-    )[:, :, 0]
-    # The point nearest to the camera in a neighbourhood of the picture is the one that is seen: take the nearest tenth.
-    for colors, pixels, depth in zip(batch.colors, seen.transpose(1, 2), batch.surface[..., 0], strict=True):
-        near = depth.topk(40).indices
+@pytest.mark.parametrize("swap", [0.0, 1.0])
+def test_surface_colours_meet_the_pixels_that_see_them(packed: Path, swap: float) -> None:
+    augment = Augment(lit=0, mirror=0.5, swap=swap, exposure=0, ragged=0)
+    batch = batch_of(packed, PointCounts(64, 64, 8, 400), seed=1, batch_size=8, augment=augment)
+    seen = sampled(batch.images[:, 0, :3], project_points(batch.projections[:, 0], batch.surface))
+    depth = batch.projections[:, 0, 2, :3]
+    for colors, pixels, points, away in zip(batch.colors, seen, batch.surface, depth, strict=True):
+        # The points nearest to the camera are seen.
+        near = (-(points @ away)).topk(40).indices
         assert (colors[near] - pixels[near]).abs().max(1).values.median() < 0.1
 
 
-def test_picture_coordinates_by_hand() -> None:
-    # Camera at azimuth 90 (on +y) level, distance 2, half 0.25: right is -x, up is z, back is +y.
-    camera = CropCamera(90.0, 0.0, 2.0, (0.0, 0.0), 0.25).as_row()
-    coordinates = picture_coordinates(np.array([[-0.2, 0.0, 0.1], [0.0, 0.5, 0.0]], np.float32), camera, 1.0)
-    assert coordinates[0] == pytest.approx([0.0, 0.2 / 2 / 0.25, 0.1 / 2 / 0.25], abs=1e-6)
-    assert coordinates[1] == pytest.approx([1 / 2**0.5, 0.0, 0.0], abs=1e-6)  # depth 0.5 / (2 * 0.25) = 1
+def test_a_single_photo_has_the_projection_that_inference_assumes(packed: Path) -> None:
+    batch = batch_of(packed, PointCounts(8, 8, 8, 8))
+    elevation, focal = batch.camera[:, 0] * 30, torch.exp(batch.camera[:, 1] + 1.5)
+    assert torch.allclose(batch.projections[:, 0], photo_projection(elevation, focal), atol=2e-5)
+
+
+def test_several_views_are_always_told_and_a_single_one_sometimes(packed: Path) -> None:
+    counts = PointCounts(8, 8, 8, 8)
+    assert batch_of(packed, counts, 2, known=0.0).known.tolist() == [1.0] * 6
+    assert batch_of(packed, counts, known=0.0).known.tolist() == [0.0] * 6
+    assert 0 < batch_of(packed, counts, batch_size=40, known=0.5).known.mean() < 1
+
+
+def test_upright_frame_by_hand() -> None:
+    # Camera at azimuth 90 (on +y), 30 degrees up, distance 2, half 0.25: one unit is 0.5 of the object's.
+    camera = CropCamera(90.0, 30.0, 2.0, (0.0, 0.0), 0.25).as_row()
+    frame = upright_frame(camera, centred=False)
+    # Toward the camera is +y, right is -x, up is z, whatever the elevation.
+    points = np.array([[-0.2, 0.0, 0.1], [0.0, 0.5, 0.0]], np.float32)
+    assert transformed(frame, points) == pytest.approx(np.array([[0.0, 0.4, 0.2], [1.0, 0.0, 0.0]]), abs=1e-6)
+
+
+def test_a_centred_frame_keeps_every_pixel_where_it_was() -> None:
+    camera = CropCamera(40.0, 25.0, 2.2, (0.05, -0.08), 0.2).as_row()
+    points = np.random.default_rng(0).uniform(-0.5, 0.5, (50, 3)).astype(np.float32)
+    direct = object_projection(camera) @ np.concatenate([points, np.ones((50, 1))], 1).T
+    moved = torch.from_numpy(transformed(upright_frame(camera, centred=True), points))
+    seen = project_points(photo_projection(torch.tensor([25.0]), torch.tensor([5.0]))[0], moved)
+    assert seen.numpy() == pytest.approx((direct[:2] / direct[2]).T, abs=1e-5)
 
 
 def test_batches_depend_on_seed_and_step_alone(packed: Path) -> None:
-    def batch(seed: int, step: int) -> torch.Tensor:
-        b = make_batch(
-            [(PackedData(packed), 1.0)],
-            seed=seed,
-            step=step,
-            batch_size=2,
-            points=16,
-            free=4,
-            surface=8,
-            image_size=48,
-            contraction=1.2,
-            augment=Augment(),
-        )
-        return torch.cat([b.images.flatten(), b.points.flatten(), b.colors.flatten()])
+    def numbers(seed: int, step: int) -> torch.Tensor:
+        b = batch_of(packed, PointCounts(8, 8, 4, 8), seed=seed, step=step, batch_size=2, augment=Augment())
+        return torch.cat([b.images.flatten(), b.points.flatten(), b.colors.flatten(), b.known])
 
-    assert torch.equal(batch(0, 5), batch(0, 5))
-    assert not torch.equal(batch(0, 5), batch(0, 6))
-    assert not torch.equal(batch(0, 5), batch(1, 5))
+    assert torch.equal(numbers(0, 5), numbers(0, 5))
+    assert not torch.equal(numbers(0, 5), numbers(0, 6))
+    assert not torch.equal(numbers(0, 5), numbers(1, 5))
 
 
 def test_unlit_pictures_keep_their_colours_and_light_changes_them() -> None:

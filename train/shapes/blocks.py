@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -348,10 +349,24 @@ def extrude(outline: ArrayLike, depth: float, color: Paint, *, axis: str = "y", 
 
 @lru_cache(maxsize=4)
 def _icosphere(levels: int) -> tuple[Floats, NDArray[np.int64]]:
-    from trimesh.creation import icosphere
-
-    ball = icosphere(subdivisions=levels)
-    return np.asarray(ball.vertices, dtype=np.float64), np.asarray(ball.faces, dtype=np.int64)
+    """Unit icosahedron whose every face is parted into four, ``levels`` times: vertices (N, 3), faces (F, 3)."""
+    golden = (1 + 5**0.5) / 2
+    ring = [(-1, golden), (1, golden), (-1, -golden), (1, -golden)]
+    corners = [(x, y, 0) for x, y in ring] + [(0, x, y) for x, y in ring] + [(y, 0, x) for x, y in ring]
+    # The faces of the hull: every three corners that are one edge (2 long) apart from each other, seen from outside.
+    points = np.array(corners, dtype=np.float64)
+    near = np.isclose(np.linalg.norm(points[:, None] - points, axis=-1), 2)
+    found = [(i, j, k) for i, j, k in combinations(range(12), 3) if near[i, j] and near[j, k] and near[i, k]]
+    faces = np.array([(i, j, k) if np.linalg.det(points[[i, j, k]]) > 0 else (i, k, j) for i, j, k in found])
+    for _ in range(levels):
+        edges = np.sort(faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1)
+        unique, place = np.unique(edges, axis=0, return_inverse=True)
+        middle = place.reshape(-1, 3) + len(points)
+        points = np.concatenate([points, points[unique].mean(1)])
+        points /= np.linalg.norm(points, axis=1, keepdims=True)
+        (a, b, c), (ab, bc, ca) = faces.T, middle.T
+        faces = np.concatenate([np.stack(t, 1) for t in ((a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca))])
+    return points / np.linalg.norm(points, axis=1, keepdims=True), faces.astype(np.int64)
 
 
 def blob(
