@@ -40,11 +40,13 @@ class RawDensity:
             surface than density itself (the logarithm of an exponential density, the logit of an occupancy).
         to_density: raw (...,) → density (...,), increasing.
         from_density: a density → its raw number; -inf or inf where no raw number gives that density.
+        level_is_sure: the field's own level is right, however little of the field lies above it.
     """
 
     raw: Callable[[Tensor], Tensor]
     to_density: Callable[[Tensor], Tensor]
     from_density: Callable[[float], float]
+    level_is_sure: bool = False
 
 
 class Field(ABC):
@@ -344,9 +346,10 @@ class TriplaneField(Field):
         return lambda points: self.outputs.to_color(raw(points))
 
     def raw_density(self) -> RawDensity:
-        """See `Field`; the decoder's raw density."""
-        raw = self.folded_raw(slice(0, 1))
-        return RawDensity(lambda points: raw(points)[:, 0], self.outputs.to_density, self.outputs.from_density)
+        """See `Field`; the decoder's raw density. A bias was made for the level, which is sure then."""
+        raw, rule = self.folded_raw(slice(0, 1)), self.outputs
+        sure = self.raw_bias is not None
+        return RawDensity(lambda points: raw(points)[:, 0], rule.to_density, rule.from_density, sure)
 
     def folded_raw(self, outputs: slice = slice(0, 4)) -> Callable[[Tensor], Tensor]:
         """`raw` with the decoder's first layer folded into the planes, exact because bilinear sampling is linear.

@@ -38,9 +38,9 @@ def choose_threshold(
     """Turn ``auto`` or a number into a level that the field crosses.
 
     ``auto`` takes the field's own level when there are samples on both sides of it; of those above, the highest one in
-    8192 samples does not count, since a few specks are noise and no object. Otherwise it splits the histogram of raw
-    values in two (Otsu 1979: largest variance between the two classes). A field whose highest density is under a
-    hundredth of its level counts as empty.
+    8192 samples does not count, since a few specks are noise and no object, unless the field is sure of its level.
+    Otherwise it splits the histogram of raw values in two (Otsu 1979: largest variance between the two classes). A
+    field whose highest density is under a hundredth of its level counts as empty.
 
     Args:
         raw_values: (N,) raw densities of a coarse look at the whole field.
@@ -60,7 +60,7 @@ def choose_threshold(
     low, high, top = _range(raw_values)
     if _to_density(raw_density, high) < 0.01 * level:
         _check_sides(raw_values, raw_density, own, f"{float(level)} (the field's own)", samples_per_axis)
-    if low <= own < top:
+    if low <= own < (high if raw_density.level_is_sure else top):
         return Threshold(float(level), own, "level")
     if high - low <= 1e-6 * max(abs(high), 1.0):
         raise MeshError(

@@ -56,7 +56,7 @@ PLANE_GAIN = 10.0
 USUAL_LOG_FOCAL = 1.5  # log of 4.5 half images: a 40 degree camera 2.6 longest sides away, cropped
 # Planes of x and y, of x and z, and of the picture's (right, up): columns of `PictureFrame.to_plane`.
 _BIAS_SAMPLES = 96  # points on a ray where `silhouette_bias` looks for the surface
-_BIAS_MARGIN = 0.1  # how far it raises them above the surface, in logits
+_BIAS_MARGIN = 0.02  # how far it raises them above the surface, in logits
 _THIN = 7  # pixels; it raises the rays of thinner parts alone, since wide parts are missed for other reasons
 _MATTE_LEVEL = 0.5  # share of the highest matte that counts as the object there
 _BIAS_BORDER = 2  # pixels about the matte in which it lets the field be
@@ -552,20 +552,25 @@ def silhouette_bias(field: TriplaneField, matte: Tensor, config: TinyConfig) -> 
     steps = (torch.arange(size, device=matte.device) + 0.5) * (2 / size) - 1
     # Parts thinner than a pixel have little matte; where there is nothing else they are the object.
     inside = matte > _MATTE_LEVEL * matte.max()
+    widths = silhouette_widths(inside)
+    # A thread of a pixel or two would slip between the samples of a mesh: it is made as thick as they need.
+    threads = F.max_pool2d(((widths > 0) & (widths < 3)).float()[None, None], 3, 1, 1)[0, 0] > 0
+    inside, widths = inside | threads, torch.where(threads & ~inside, 1.0, widths)
     rows, columns = torch.nonzero(inside, as_tuple=True)
     pixels = torch.stack([steps[columns], -steps[rows]], -1)
     assert isinstance(field.frame, PictureFrame)
     points, lengths = ray_points(field.frame.projection[None], pixels[None], config.scene_radius, _BIAS_SAMPLES)
     raw = field.folded_raw(slice(0, 1))(points.flatten(0, 2)).unflatten(0, (-1, _BIAS_SAMPLES))[..., 0]
-    widths = silhouette_widths(inside)[rows, columns]
-    counts = (widths * (2 / size) / lengths[0, :, 0]).round().clamp(1, _BIAS_SAMPLES).long()
+    widths = widths[rows, columns]
+    counts = (widths * (2 / size) / lengths[0, :, 0]).round().clamp(2, _BIAS_SAMPLES).long()
     level = math.log(config.surface_occupancy / (1 - config.surface_occupancy)) + _BIAS_MARGIN
     ranked = raw.sort(-1, descending=True).values
     wanted = level - ranked.gather(1, counts[:, None] - 1)[:, 0]
     missed = (ranked[:, 0] < level) & (widths <= _THIN)
     lift = torch.zeros_like(matte).index_put((rows, columns), torch.where(missed, wanted, 0.0).clamp(min=0))
     near = F.max_pool2d(matte[None, None], 2 * _BIAS_BORDER + 1, 1, _BIAS_BORDER)[0, 0] > 0.02
-    return torch.where(near, _blurred_inside(lift, inside), _OUT_OF_SIGHT).flip(0)
+    least = torch.zeros_like(matte).index_put((rows, columns), torch.where(missed, level - ranked[:, 0], 0.0))
+    return torch.where(near, torch.maximum(_blurred_inside(lift, inside), least), _OUT_OF_SIGHT).flip(0)
 
 
 def silhouette_widths(inside: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -163,3 +164,22 @@ def test_function_field_asks_only_for_what_is_wanted() -> None:
     raw = density_only.raw_density()
     assert raw.raw(points).tolist() == [3.0] and raw.from_density(3.0) == 3.0
     assert FunctionField(never, lambda p: p / 4).color(points).tolist() == [[0.25, 0.5, 0.5]]
+
+
+def test_a_bias_is_read_where_the_last_plane_is_and_only_touches_the_density() -> None:
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    decoder = PlanesDecoder(4, width=8, hidden_layers=2)
+    plain = TriplaneField(torch.randn(3, 4, 8, 8, generator=generator), decoder, 1.0, 1.0)
+    bias = torch.zeros(6, 6)
+    bias[4, 1] = 3.0  # of the last pair (y, z): y at -0.5, z at 0.5
+    biased = dataclasses.replace(plain, raw_bias=bias)
+    points = torch.tensor([[0.3, -0.5, 0.5], [-0.9, -0.5, 0.5], [0.3, 0.5, 0.5], [0.3, -0.5, -0.5]])
+    difference = (biased.raw(points) - plain.raw(points)).detach()
+    assert torch.allclose(difference[:, 0], torch.tensor([3.0, 3.0, 0.0, 0.0]), atol=1e-5)
+    assert (difference[:, 1:] == 0).all()
+    many = torch.rand(500, 3, generator=generator) * 2.4 - 1.2
+    for outputs in (slice(0, 4), slice(0, 1), slice(1, 4)):
+        assert torch.allclose(biased.folded_raw(outputs)(many), biased.raw(many)[:, outputs], atol=1e-4)
+    assert biased.raw_density().level_is_sure
+    assert not plain.raw_density().level_is_sure

@@ -318,6 +318,9 @@ def test_auto_splits_the_histogram_when_the_field_stays_below_its_level() -> Non
 def test_auto_is_not_fooled_by_a_few_high_samples() -> None:
     raw = np.concatenate([np.full(60_000, -4.0), np.full(5000, 2.0), np.full(5, 5.0)]).astype(np.float32)
     assert choose_threshold(raw, LOGARITHMIC, 25.0, "auto", samples_per_axis=10).chosen == "histogram"
+    # A field that is sure of its level means these few.
+    sure = dataclasses.replace(LOGARITHMIC, level_is_sure=True)
+    assert choose_threshold(raw, sure, 25.0, "auto", samples_per_axis=10).chosen == "level"
 
 
 def test_a_weak_field_is_lifted_with_a_warning() -> None:

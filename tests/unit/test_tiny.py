@@ -8,10 +8,12 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from lrm.field import TriplaneField
+from lrm.mesh import extract_mesh
 from lrm.tiny import (
     PictureFrame,
     TinyConfig,
@@ -211,6 +213,20 @@ def test_thin_parts_of_the_silhouette_get_a_surface_and_the_background_none() ->
     far = torch.ones(32, 32, dtype=torch.bool)
     far[1:31, 12:21] = False
     assert not inside[far].any()
+
+
+def test_a_thread_of_one_pixel_becomes_a_mesh_along_all_its_length() -> None:
+    image = torch.zeros(1, 4, 32, 32)
+    image[0, 3, 3:29, 16] = 1.0
+    blank = TinyLRM.random(SMALL, seed=3)
+    for layer in blank.network.decoder.layers:
+        layer.weight.zero_()  # type: ignore[operator, union-attr]
+        layer.bias.fill_(-4.0)  # type: ignore[operator, union-attr]
+    mesh = extract_mesh(blank.reconstruct(image, elevation_deg=0.0, fov_deg=10.0)[0].field, mesh_resolution=64)
+    # 26 of 32 pixels tall in a picture two units tall, and a few pixels wide; perspective makes its far end larger.
+    size = np.ptp(mesh.vertices, axis=0)
+    assert 1.5 < size[2] < 2.1
+    assert size[1] < 6 / 16
 
 
 def test_wide_parts_and_surfaces_that_are_there_are_left_alone(model: TinyLRM) -> None:
