@@ -58,6 +58,7 @@ USUAL_LOG_FOCAL = 1.5  # log of 4.5 half images: a 40 degree camera 2.6 longest 
 _BIAS_SAMPLES = 96  # points on a ray where `silhouette_bias` looks for the surface
 _BIAS_MARGIN = 0.02  # how far it raises them above the surface, in logits
 _THIN = 7  # pixels; it raises the rays of thinner parts alone, since wide parts are missed for other reasons
+_TIP = 4  # pixels; missed parts that reach no farther from what is there are corners, which it leaves round
 _MATTE_LEVEL = 0.5  # share of the highest matte that counts as the object there
 _BIAS_BORDER = 2  # pixels about the matte in which it lets the field be
 _OUT_OF_SIGHT = -20.0
@@ -566,11 +567,30 @@ def silhouette_bias(field: TriplaneField, matte: Tensor, config: TinyConfig) -> 
     level = math.log(config.surface_occupancy / (1 - config.surface_occupancy)) + _BIAS_MARGIN
     ranked = raw.sort(-1, descending=True).values
     wanted = level - ranked.gather(1, counts[:, None] - 1)[:, 0]
-    missed = (ranked[:, 0] < level) & (widths <= _THIN)
+    thin = (ranked[:, 0] < level) & (widths <= _THIN)
+    missed = long_parts(torch.zeros_like(inside).index_put((rows, columns), thin), inside)[rows, columns]
     lift = torch.zeros_like(matte).index_put((rows, columns), torch.where(missed, wanted, 0.0).clamp(min=0))
     near = F.max_pool2d(matte[None, None], 2 * _BIAS_BORDER + 1, 1, _BIAS_BORDER)[0, 0] > 0.02
     least = torch.zeros_like(matte).index_put((rows, columns), torch.where(missed, level - ranked[:, 0], 0.0))
     return torch.where(near, torch.maximum(_blurred_inside(lift, inside), least), _OUT_OF_SIGHT).flip(0)
+
+
+def long_parts(missed: Tensor, inside: Tensor) -> Tensor:
+    """Those missed pixels (S, S) bool that belong to a part of some length: a leg, not the tip of a corner.
+
+    A part is long when some of it is more than `_TIP` pixels away from what of the inside is not missed.
+    """
+
+    def grown(mask: Tensor) -> Tensor:
+        return F.max_pool2d(mask.float()[None, None], 3, 1, 1)[0, 0] > 0
+
+    near = inside & ~missed
+    for _ in range(_TIP):
+        near = grown(near)
+    part = missed & ~near
+    for _ in range(2 * _TIP):
+        part = grown(part) & missed
+    return part
 
 
 def silhouette_widths(inside: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from lrm.tiny import (
     TinyConfig,
     TinyLRM,
     crop_views,
+    long_parts,
     photo_projection,
     project_points,
     ray_points,
@@ -180,6 +181,16 @@ def test_widths_of_a_silhouette_by_hand() -> None:
     assert (widths[5, 9:15] == 1).all()
     assert (widths[12:15, 1:14] == 3).all()
     assert (widths[~inside] == 0).all()
+
+
+def test_legs_are_long_parts_and_tips_of_corners_are_not() -> None:
+    inside, missed = torch.zeros(2, 24, 24, dtype=torch.bool).unbind()
+    inside[2:10, 2:18] = True
+    inside[10:20, 4] = missed[10:20, 4] = True  # a leg of ten pixels
+    missed[2:5, 15:18] = True  # a corner of three
+    found = long_parts(missed, inside)
+    assert found[10:20, 4].all()
+    assert found.sum() == 10
 
 
 def density_of(model: TinyLRM, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
