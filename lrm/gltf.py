@@ -76,14 +76,14 @@ def read_gltf(path: str | Path) -> Triangles:
     """
     path = Path(path)
     try:
-        document, binary = _read_container(path.read_bytes())
-        return _Reader(path, document, binary).triangles()
+        document, binary = read_container(path.read_bytes())
+        return GltfReader(path, document, binary).triangles()
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
         reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
         raise MeshError(f"{path}: not a usable glTF 2.0 file ({reason}). Export it again as GLB.") from error
 
 
-def _read_container(data: bytes) -> tuple[dict[str, Any], bytes | None]:
+def read_container(data: bytes) -> tuple[dict[str, Any], bytes | None]:
     """Bytes of a ``.glb`` or ``.gltf`` → its JSON object and its binary chunk."""
     if data[:4] != struct.pack("<I", GLB_MAGIC):
         document, binary = json.loads(data.decode("utf-8-sig")), None
@@ -105,14 +105,14 @@ def _read_container(data: bytes) -> tuple[dict[str, Any], bytes | None]:
     return document, binary
 
 
-class _Reader:
+class GltfReader:
     """One open document: resolves buffers and accessors once and walks the scene."""
 
     def __init__(self, path: Path, document: dict[str, Any], binary: bytes | None) -> None:
         self.path, self.document, self.binary = path, document, binary
         self.color_is_srgb = (document["asset"].get("extras") or {}).get("color") == "srgb"
         self._buffers: dict[int, bytes] = {}
-        self._images: dict[int, Floats] = {}
+        self._images: dict[int, NDArray[np.uint8]] = {}
 
     def triangles(self) -> Triangles:
         parts = []
@@ -163,7 +163,7 @@ class _Reader:
         """(count, 3) sRGB of a primitive's vertices."""
         attributes = primitive["attributes"]
         material = self.document["materials"][primitive["material"]] if "material" in primitive else {}
-        factor, texture = _base_color(material)
+        factor, texture = base_color(material)
         linear: Floats | None = None if factor is None else np.tile(np.asarray(factor, np.float64)[:3], (count, 1))
         if texture is not None:
             uv_name = f"TEXCOORD_{texture.get('texCoord', 0)}"
@@ -190,11 +190,11 @@ class _Reader:
         samplers = self.document.get("samplers", [])
         sampler = samplers[entry["sampler"]] if "sampler" in entry else {}
         clamp = (sampler.get("wrapS", 10497) == 33071, sampler.get("wrapT", 10497) == 33071)
-        uvs = _moved_uvs(uvs, texture.get("extensions", {}).get("KHR_texture_transform", {}))
+        uvs = moved_uvs(uvs, texture.get("extensions", {}).get("KHR_texture_transform", {}))
         return _bilinear(self._image(source), uvs, clamp)
 
-    def _image(self, index: int) -> Floats:
-        """Image ``index`` as (H, W, 3) sRGB in [0, 1]."""
+    def _image(self, index: int) -> NDArray[np.uint8]:
+        """Image ``index`` as (H, W, 3) sRGB bytes: a large one as floats would take gigabytes."""
         if index not in self._images:
             from PIL import Image
 
@@ -202,7 +202,7 @@ class _Reader:
             data = self._view(entry["bufferView"]) if "bufferView" in entry else self._uri(entry["uri"])
             try:
                 with Image.open(io.BytesIO(data)) as image:
-                    pixels = np.asarray(image.convert("RGB"), np.float64) / 255
+                    pixels = np.asarray(image.convert("RGB"))
             except (OSError, Image.DecompressionBombError) as error:
                 raise ValueError(f"image {index} cannot be decoded: {error}") from error
             self._images[index] = pixels
@@ -305,7 +305,7 @@ def _faces(indices: NDArray[np.int64], mode: int) -> NDArray[np.int64]:
     return faces[(faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 0] != faces[:, 2])]
 
 
-def _base_color(material: dict[str, Any]) -> tuple[list[float] | None, dict[str, Any] | None]:
+def base_color(material: dict[str, Any]) -> tuple[list[float] | None, dict[str, Any] | None]:
     """(linear factor, texture reference) of a material, None where it does not say."""
     glossy = material.get("extensions", {}).get("KHR_materials_pbrSpecularGlossiness")
     if glossy is not None:
@@ -314,7 +314,7 @@ def _base_color(material: dict[str, Any]) -> tuple[list[float] | None, dict[str,
     return metallic.get("baseColorFactor"), metallic.get("baseColorTexture")
 
 
-def _moved_uvs(uvs: Floats, transform: dict[str, Any]) -> Floats:
+def moved_uvs(uvs: Floats, transform: dict[str, Any]) -> Floats:
     """Apply KHR_texture_transform: scale, then rotate, then shift."""
     if not transform:
         return uvs
@@ -324,8 +324,8 @@ def _moved_uvs(uvs: Floats, transform: dict[str, Any]) -> Floats:
     return scaled @ np.array([[c, -s], [s, c]]) + np.asarray(transform.get("offset", (0, 0)), np.float64)
 
 
-def _bilinear(image: Floats, uvs: Floats, clamp: tuple[bool, bool]) -> Floats:
-    """Look up (H, W, 3) at ``uvs`` (N, 2), u right, v down, (0, 0) the top left corner; wraps unless clamped."""
+def _bilinear(image: NDArray[np.uint8], uvs: Floats, clamp: tuple[bool, bool]) -> Floats:
+    """sRGB in [0, 1] of (H, W, 3) at ``uvs`` (N, 2), u right, v down, (0, 0) the top left; wraps unless clamped."""
     height, width = image.shape[:2]
     corners = []
     for axis, size in ((0, width), (1, height)):
@@ -334,6 +334,7 @@ def _bilinear(image: Floats, uvs: Floats, clamp: tuple[bool, bool]) -> Floats:
         pair = np.stack([low, low + 1]).astype(np.int64)
         corners.append((pair.clip(0, size - 1) if clamp[axis] else pair % size, (position - low)[:, None]))
     (x, fx), (y, fy) = corners
-    top = image[y[0], x[0]] * (1 - fx) + image[y[0], x[1]] * fx
-    bottom = image[y[1], x[0]] * (1 - fx) + image[y[1], x[1]] * fx
+    upper, lower = ([image[row, column] / 255 for column in x] for row in y)
+    top = upper[0] * (1 - fx) + upper[1] * fx
+    bottom = lower[0] * (1 - fx) + lower[1] * fx
     return top * (1 - fy) + bottom * fy

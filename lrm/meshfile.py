@@ -167,7 +167,7 @@ def _read_with_trimesh(path: Path, size: int) -> Triangles:
                 mesh = mesh.copy().apply_transform(transform)
                 if suffix == ".stl":
                     mesh.merge_vertices()
-                parts.append(_colored_triangles(mesh))
+                parts.append(colored_triangles(mesh))
         return Triangles.cat(parts)
     # A foreign parser meets foreign bytes here: whatever it stumbles over, the file is what is wrong.
     except Exception as error:
@@ -194,7 +194,7 @@ def _check_declared(path: Path, size: int) -> None:
         )
 
 
-def _colored_triangles(mesh: Any) -> Triangles:
+def colored_triangles(mesh: Any) -> Triangles:
     """A trimesh mesh → triangles with sRGB vertex colours; vertices are split where faces carry the colours."""
     visual = mesh.visual
     vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)

@@ -43,14 +43,15 @@ def random_recolor(rng: np.random.Generator) -> np.ndarray:
 
 
 def recolored(colors: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Colours (N, 3) uint8 through a table of `random_recolor`."""
+    """Colours (N, 3) uint8 through a table of `random_recolor`; a skin goes through `Skin.recolored`."""
     return np.stack([table[c][colors[:, c]] for c in range(3)], 1)
 
 
 def deform(obj: TrainingObject, points: PointSet, rng: np.random.Generator) -> tuple[TrainingObject, PointSet]:
     """Stretch and recolour an object and its points together; longest side 1 again, labels as they were."""
     factors, table = random_stretch(rng), random_recolor(rng)
-    stretched = normalized(obj.name, obj.vertices * factors, obj.faces, recolored(obj.colors, table))
+    skin = None if obj.skin is None else obj.skin.recolored(table)
+    stretched = normalized(obj.name, obj.vertices * factors, obj.faces, recolored(obj.colors, table), skin)
     side = float((np.ptp(obj.vertices, axis=0) * factors).max())
     matrix = factors / side
     moved = PointSet(

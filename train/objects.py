@@ -1,4 +1,4 @@
-"""Training objects: coloured triangle meshes in the world frame, centred, longest side 1."""
+"""Training objects: coloured or textured triangle meshes in the world frame, centred, longest side 1."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from .textures import Skin
 
 
 @dataclass(frozen=True)
@@ -16,13 +18,15 @@ class TrainingObject:
         name: unique within its set.
         vertices: (N, 3) float32, world frame (z up), centred on the bounding box, longest side 1.
         faces: (F, 3) int32, counter-clockwise seen from outside.
-        colors: (N, 3) uint8 sRGB.
+        colors: (N, 3) uint8 sRGB; where a face has a picture, what that shows at its corners.
+        skin: the pictures that faces show, if some do.
     """
 
     name: str
     vertices: np.ndarray
     faces: np.ndarray
     colors: np.ndarray
+    skin: Skin | None = None
 
     @property
     def extent(self) -> np.ndarray:
@@ -30,12 +34,14 @@ class TrainingObject:
         return self.vertices.max(0) - self.vertices.min(0)
 
 
-def normalized(name: str, vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray) -> TrainingObject:
+def normalized(
+    name: str, vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray, skin: Skin | None = None
+) -> TrainingObject:
     """Centre on the bounding box and scale so that its longest side is 1."""
     low, high = vertices.min(0), vertices.max(0)
     side = max(float((high - low).max()), 1e-9)
     return TrainingObject(
-        name, ((vertices - (low + high) / 2) / side).astype(np.float32), faces.astype(np.int32), colors
+        name, ((vertices - (low + high) / 2) / side).astype(np.float32), faces.astype(np.int32), colors, skin
     )
 
 
@@ -46,12 +52,13 @@ def find_meshes(folder: str | Path) -> list[Path]:
 
 
 def load_object(path: str | Path) -> TrainingObject:
-    """Read a mesh file as a training object.
+    """Read a mesh file as a training object, with the base colour pictures of a glTF or an OBJ.
 
     Raises:
-        MeshError: as `lrm.meshfile.read_mesh`.
+        MeshError: as `train.texturedmesh.read_textured`; also for a picture that is missing or broken.
     """
-    from lrm.meshfile import read_mesh
+    from .texturedmesh import read_textured, skin_of
 
-    mesh = read_mesh(path)
-    return normalized(Path(path).stem, mesh.vertices, mesh.faces, np.round(mesh.colors * 255).astype(np.uint8))
+    mesh = read_textured(path)
+    colors = np.round(mesh.colors * 255).astype(np.uint8)
+    return normalized(Path(path).stem, mesh.vertices, mesh.faces, colors, skin_of(mesh))

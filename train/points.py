@@ -10,6 +10,7 @@ import torch
 from lrm.inside import inside_mesh
 
 from .objects import TrainingObject
+from .textures import SkinPainter
 
 UNIFORM_REACH = 0.55  # half side of the cube that uniform points fill; the object fills 0.5
 NEAR_SIGMAS = (0.01, 0.03, 0.08)
@@ -33,7 +34,10 @@ class PointSet:
 
 
 def sample_surface(obj: TrainingObject, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw ``count`` points uniformly by area: positions (count, 3) float64 and sRGB colours (count, 3) uint8."""
+    """Draw ``count`` points uniformly by area: positions (count, 3) float64 and sRGB colours (count, 3) uint8.
+
+    Where the surface has a picture, its colour there is read at the picture's full size.
+    """
     corners = obj.vertices[obj.faces].astype(np.float64)
     area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
     face = rng.choice(len(area), count, p=area / area.sum())
@@ -43,6 +47,9 @@ def sample_surface(obj: TrainingObject, count: int, rng: np.random.Generator) ->
     weights = np.stack([1 - u - v, u, v], 1)[..., None]
     positions = (corners[face] * weights).sum(1)
     colors = (obj.colors[obj.faces[face]].astype(np.float64) * weights).sum(1)
+    if obj.skin is not None:
+        painter = SkinPainter(obj.skin, obj.vertices, obj.faces, halvings=False)
+        colors = painter.paint(*map(torch.from_numpy, (colors, face, weights[..., 0]))).numpy()
     return positions, np.round(colors).astype(np.uint8)
 
 

@@ -22,9 +22,7 @@ import torch
 from torch import Tensor
 
 from lrm.mesh import Mesh
-from lrm.meshfile import read_mesh
 from lrm.metrics import ShapeSettings, occupancy, placed
-from lrm.raster import render_mesh
 from multiview.cameras import Cameras, crop_intrinsics, orbit, project
 from multiview.color import bytes_from_unit
 from multiview.errors import MeshError, SettingsError
@@ -32,8 +30,10 @@ from multiview.files import write_json_whole
 
 from .baselines import Bytes, Constants, Example, Retrieval, fit_constants, small_silhouettes, trivial_answer, turned
 from .objects import find_meshes
+from .texturedmesh import only_used, read_textured, render_textured
 
 CONSTANTS_FILE = "constants.json"
+_TEXTURE_SIZE, _TRAIN_TEXTURE_SIZE = 1024, 512  # of pictures on objects: all training objects are held at once
 _WORTH_A_PROCESS = 16  # training objects; with fewer for each, starting processes takes longer than fitting
 
 Item = TypeVar("Item")
@@ -86,13 +86,13 @@ class EvalProtocol:
         side = float((high - low).max()) / self.foreground_ratio
         left, top = ((low + high - side) / 2).tolist()
         camera = Cameras(camera.c2w, crop_intrinsics(camera.intrinsics, left, top, side, side))
-        views = render_mesh(mesh, camera, size, shading=self.light == "soft", supersample=self.supersample)
+        views = render_textured(mesh, camera, size, shading=self.light == "soft", supersample=self.supersample)
         return bytes_from_unit(torch.cat([views.images, views.alpha], 1)[0].permute(1, 2, 0).numpy())
 
     def novel_views(self, mesh: Mesh) -> Tensor:
         """(V, 3, S, S) unlit pictures over white of a mesh that is `placed`, its source camera at azimuth 0."""
         cameras = self.around(self.novel_azimuths_deg)
-        return render_mesh(mesh, cameras, self.image_size, supersample=self.supersample).composite(1.0)
+        return render_textured(mesh, cameras, self.image_size, supersample=self.supersample).composite(1.0)
 
     def around(self, azimuths_deg: Sequence[float], fov_deg: float | None = None) -> Cameras:
         """Cameras about a mesh that is `placed`, at these azimuths and the novel views' elevation, uncropped."""
@@ -116,16 +116,18 @@ class EvalObject:
     mesh: Mesh
 
     @classmethod
-    def read(cls, object_id: str, path: Path) -> EvalObject:
+    def read(cls, object_id: str, path: Path, texture_size: int = _TEXTURE_SIZE) -> EvalObject:
         """Read a mesh file; vertices that no face uses are dropped, since they would widen the box.
 
+        Args:
+            texture_size: texels per side at most, if it has pictures; larger ones are shrunk.
+
         Raises:
-            MeshError: as `lrm.meshfile.read_mesh` and `lrm.metrics.placed`.
+            MeshError: as `train.texturedmesh.read_textured` and `lrm.metrics.placed`.
         """
-        mesh = read_mesh(path)
-        used, faces = np.unique(mesh.faces, return_inverse=True)
+        mesh = only_used(read_textured(path, texture_size))
         try:
-            return cls(object_id, path, placed(Mesh(mesh.vertices[used], faces.reshape(-1, 3), mesh.colors[used])))
+            return cls(object_id, path, placed(mesh))
         except MeshError as error:
             raise MeshError(f"{path}: {error}") from error
 
@@ -238,7 +240,7 @@ def _readable(chosen: Mapping[str, Path], tell: Callable[[str], None]) -> dict[s
     meshes = {}
     for name, path in chosen.items():
         try:
-            meshes[name] = EvalObject.read(name, path).mesh
+            meshes[name] = EvalObject.read(name, path, _TRAIN_TEXTURE_SIZE).mesh
         except MeshError as error:
             tell(f"left out of the training objects: {error}")
     return meshes

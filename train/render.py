@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from multiview.errors import SettingsError
 
 from .objects import TrainingObject
+from .textures import SkinPainter, sample_area
 
 RENDERERS = ("auto", "embree", "torch")
 _HALVINGS = 20  # of the range of distances: to some millionths of a longest side
@@ -178,6 +180,7 @@ class Caster:
         self.scene: Any = rtcore_scene.EmbreeScene()
         TriangleMesh(self.scene, np.ascontiguousarray(obj.vertices[obj.faces], dtype=np.float32))
         self.face_normals, self.corner_normals = surface_normals(obj)
+        self.painter = None if obj.skin is None else SkinPainter(obj.skin, obj.vertices, obj.faces)
 
     def views(
         self,
@@ -218,6 +221,11 @@ class Caster:
         face, u, v = face[hit], hits["u"][hit], hits["v"][hit]
         weights = np.stack([1 - u - v, u, v], 1)[..., None].astype(np.float32)
         color = (self.obj.colors[self.obj.faces[face]].astype(np.float32) * weights).sum(1)
+        if self.painter is not None:
+            along = (local[hit] * (self.face_normals[face] @ axes.T)).sum(1)
+            depth, cosine, shades, shares = map(torch.from_numpy, (hits["tfar"][hit], along, color, weights[..., 0]))
+            area = sample_area((2 * camera.half / side) ** 2, depth, cosine)
+            color = self.painter.paint(shades, torch.from_numpy(face).long(), shares, area).numpy()
         normal = (self.corner_normals[face] * weights).sum(1) if smooth else self.face_normals[face]
         normal = normal @ axes.T.astype(np.float32)
         toward = -(local[hit] * normal).sum(1)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .objects import TrainingObject
 from .render import CropCamera, camera_axes, surface_normals
+from .textures import SkinPainter, sample_area
 
 _CHUNK = 1 << 22  # samples in triangles' boxes per pass; changes memory, never results
 _INDEX_BITS = 26  # of a key; the 36 above it are depth
@@ -55,6 +56,7 @@ class TorchCaster:
         self.colors = torch.as_tensor(obj.colors.astype(np.float32), device=place)
         flat, corner = (torch.as_tensor(normals, device=place) for normals in surface_normals(obj))
         self.flat_normals, self.corner_normals = flat, corner
+        self.painter = None if obj.skin is None else SkinPainter(obj.skin, obj.vertices, obj.faces, place)
 
     def views(
         self,
@@ -119,8 +121,14 @@ class TorchCaster:
         x = eyes.right[view] + ((column + 0.5) / side * 2 - 1) * eyes.half[view]
         y = eyes.up[view] - ((row + 0.5) / side * 2 - 1) * eyes.half[view]
         toward = torch.stack([x, y, -torch.ones_like(x)], -1)
-        weights = _weights(local[view[:, None], self.faces[face]], eyes.distance[view], toward).float()[..., None]
+        corners = local[view[:, None], self.faces[face]]
+        weights = _weights(corners, eyes.distance[view], toward).float()[..., None]
         color = (self.colors[self.faces[face]] * weights).sum(1)
+        if self.painter is not None:
+            flat = (eyes.axes[view].float() @ self.flat_normals[face][..., None])[..., 0]
+            depth = eyes.distance[view] - (corners[..., 2] * weights[..., 0]).sum(1)
+            area = sample_area((2 * eyes.half[view] / side) ** 2, depth, (toward * flat).sum(-1))
+            color = self.painter.paint(color, face, weights[..., 0], area)
         bent = (self.corner_normals[face] * weights).sum(1)
         soft = torch.tensor(list(smooth), device=sample.device)[view, None]
         normal = torch.where(soft, bent, self.flat_normals[face])
