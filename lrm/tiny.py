@@ -477,6 +477,32 @@ class TinyLRM(ViewsModel):
         ]
 
     @torch.no_grad()
+    def guess_camera(self, images: Tensor) -> Tensor:
+        """Elevations in degrees and focal lengths in half images (B, 2) of photos as `reconstruct` takes them."""
+        with self._autocast():
+            return torch.stack(decode_camera(self.network.camera(images.to(self.device))), -1)
+
+    @torch.no_grad()
+    def plain_fields(self, images: Tensor, camera: Tensor | None = None) -> tuple[list[TriplaneField], Tensor]:
+        """What the network says of B photos by itself, without the touch that holds it to their silhouettes.
+
+        Args:
+            images: as in `reconstruct`.
+            camera: (B, 2) elevations in degrees and focal lengths in half images; None lets the camera head guess.
+
+        Returns:
+            B upright fields with the photo at azimuth 0 and one unit half an image wide, and (B, 2) the cameras used.
+        """
+        images = images.to(self.device)
+        known = camera is not None
+        if camera is None:
+            camera = self.guess_camera(images)
+        projections = photo_projection(camera[:, 0].to(self.device), camera[:, 1].to(self.device))
+        planes = self._planes(images[:, None], projections[:, None], known)
+        fields = [self._upright_field(one, projection) for one, projection in zip(planes, projections, strict=True)]
+        return fields, camera
+
+    @torch.no_grad()
     def reconstruct_views(
         self, views: Views, *, elevation_deg: float | None = None, fov_deg: float | None = None
     ) -> Reconstruction:
@@ -513,6 +539,19 @@ class TinyLRM(ViewsModel):
         if not torch.isfinite(planes).all():
             raise FieldError(f"{self.name} gave numbers that are not finite. Try --dtype fp32.")
         return planes
+
+    def _upright_field(self, planes: Tensor, projection: Tensor) -> TriplaneField:
+        """The field of planes in the frame that the network thinks in, without a bias."""
+        config = self.network.config
+        return TriplaneField(
+            planes=planes,
+            decoder=self.network.decoder,
+            scene_radius=config.scene_radius,
+            level=config.density_scale / 2,
+            outputs=config.output_rule,
+            pairs=PLANE_PAIRS,
+            frame=PictureFrame(projection.to(planes), config.extents, None, config.scene_radius),
+        )
 
     def _field(
         self, planes: Tensor, projection: Tensor, matte: Tensor, unit: float, turn: Tensor | None

@@ -64,6 +64,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return _tensors_of(_unpickle(path), path)
 
 
+def require_zip(path: Path) -> None:
+    """Raise WeightsError unless a file is a zip of torch's, whose tensors can be mapped."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise WeightsError(f"{path}: not readable ({error.strerror or error}).") from error
+    if magic != _ZIP_MAGIC:
+        raise WeightsError(f"{path}: expected a checkpoint of torch 1.6 or newer, found another form.")
+
+
 def _unpickle(path: Path) -> Any:
     """The content of a torch pickle, its tensors mapped; only what ``weights_only`` allows is ever built."""
     try:

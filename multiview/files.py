@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,53 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     finally:
         if aside is not None:
             aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(folder: str | Path, last: str) -> Iterator[Path]:
+    """Give a temporary folder beside ``folder``; on success move what is in it into place, on failure remove it.
+
+    Args:
+        folder: that shall have the files. When it is there already, files of the same names are replaced and others
+            left alone.
+        last: name of the file by which readers know that the rest is there: an old one goes first, the new one comes
+            last, so that whoever is killed in between leaves a folder that is refused rather than a mixture.
+
+    Yields:
+        An empty folder, to be filled by the caller.
+
+    Raises:
+        OutputError: see `written_whole`.
+    """
+    folder = Path(folder).absolute()
+    aside: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".aside-", dir=folder.parent))
+        os.chmod(aside, 0o777 & ~_umask())
+        yield aside
+        _move_into(aside, folder, last)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: could not be written ({error.strerror or error}). "
+            "Check free space and permission of the folder, or choose another with -o."
+        ) from error
+    finally:
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _move_into(aside: Path, folder: Path, last: str) -> None:
+    """Rename the folder where there is none yet, else file by file."""
+    if not folder.exists():
+        os.rename(aside, folder)
+        return
+    (folder / last).unlink(missing_ok=True)
+    files = sorted((file for file in aside.rglob("*") if file.is_file()), key=lambda file: file == aside / last)
+    for file in files:
+        place = folder / file.relative_to(aside)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, place)
 
 
 def write_bytes_whole(path: str | Path, data: bytes) -> None:

@@ -14,9 +14,10 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ OnStep = Callable[[int, int], None]
 
 SchedulerName = Literal["ddim", "dpm++", "unipc"]
 SCHEDULERS: tuple[SchedulerName, ...] = ("ddim", "dpm++", "unipc")
+LAST_TIMESTEP = 999
+"""The noisiest that the networks were trained with."""
 WHITE_TOLERANCE = 0.06
 """How far the darkest channel of a background pixel may lie under white; decoders leave 0.02 of noise there."""
 
@@ -88,6 +91,65 @@ class ViewGenerator(ABC):
             ImageError: ``image`` has another shape, or holds no finite numbers.
             SettingsError: a setting is out of range.
             WeightsError: the networks give numbers that are not finite, in fp32 too.
+        """
+
+
+class StoredGenerator(ViewGenerator):
+    """A `ViewGenerator` whose networks lie in files.
+
+    Attributes:
+        architecture: the word for the family in our ``config.json``.
+        own_files: all files of our folder form beside ``config.json``, by which one is fetched from the hub.
+        record: what is known of the weights: which they are (``weights``: ``ema``, ``raw`` or ``unknown``), ``source``.
+    """
+
+    architecture: ClassVar[str]
+    own_files: ClassVar[tuple[str, ...]]
+    record: dict[str, str]
+
+    @property
+    @abstractmethod
+    def networks(self) -> tuple[nn.Module, ...]:
+        """All networks, each in one place."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, place: Path, *, name: str, device: torch.device, dtype: torch.dtype, **options: Any) -> Self:
+        """Load files on this machine, strictly.
+
+        Args:
+            place: a file, or a folder of ours or of the publishers.
+            name: see `ViewGenerator`.
+            device, dtype: of the networks.
+            options: what the files do not say themselves, as the registry has it.
+
+        Raises:
+            WeightsError: something is missing, damaged, of another model, or does not fit.
+            SettingsError: an option is needed and not given, or contradicts the files.
+        """
+
+    @classmethod
+    @abstractmethod
+    def weight_files(cls, place: Path, **options: Any) -> list[Path]:
+        """The files of weights that `load` reads.
+
+        Raises:
+            WeightsError: one is missing.
+        """
+
+    @abstractmethod
+    def save_pretrained(
+        self, folder: str | Path, extra: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Write our folder form: ``config.json`` and a sub-folder per part, whole or not at all.
+
+        Args:
+            folder: made when missing; a model that is there is replaced.
+            extra: goes into ``config.json`` beside the architecture and its sizes.
+            dtype: of the tensors in the files; None keeps theirs.
+
+        Raises:
+            OutputError: it cannot be written.
         """
 
 
@@ -207,6 +269,29 @@ def make_scheduler(
     if name == "unipc":
         return diffusers.UniPCMultistepScheduler(**shared, timestep_spacing="linspace")
     raise SettingsError(f"scheduler {name!r}: expected {', '.join(SCHEDULERS)}.")
+
+
+def set_timesteps(scheduler: Any, count: int, device: torch.device) -> None:
+    """Tell a scheduler how many steps to take.
+
+    DDIM's ``leading`` steps are counted from 1, so that 1000 of them would begin at 1000, one more than the networks
+    know: that one is left out.
+
+    Args:
+        scheduler: of diffusers.
+        count: 1 to 1000.
+        device: of what it keeps.
+    """
+    scheduler.set_timesteps(count, device=device)
+    if is_ddim(scheduler):
+        scheduler.timesteps = scheduler.timesteps[scheduler.timesteps <= LAST_TIMESTEP]
+
+
+def is_ddim(scheduler: Any) -> bool:
+    """Whether a scheduler is diffusers' DDIM, the only one with an eta."""
+    from diffusers import DDIMScheduler
+
+    return isinstance(scheduler, DDIMScheduler)
 
 
 def draw_noise(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -23,10 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoint import KeyMap, Network, fill_network, read_checkpoint
+from .checkpoint import KeyMap, Network, fill_network, read_checkpoint, require_zip
 from .devices import CPU
 from .errors import WeightsError
 from .keymap import KeyTable
+from .weights import safetensors_keys
 
 Renames = tuple[tuple[str, str | tuple[str, ...]], ...]
 Weights = Literal["auto", "ema", "raw"]
@@ -430,6 +431,19 @@ def read_ldm(path: str | Path) -> dict[str, Tensor]:
     # Tuples are (what to use, the name in the file).
     with torch.serialization.safe_globals([(_Ignored, name) for name in BOOKKEEPING]):
         return read_checkpoint(path)
+
+
+def checkpoint_keys(path: str | Path) -> list[str]:
+    """Names of the tensors in a checkpoint; their numbers are not read.
+
+    Raises:
+        WeightsError: see `read_ldm`; or a pickle from before torch 1.6, of which no part can be read by itself.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return safetensors_keys(path)
+    require_zip(path)
+    return list(read_ldm(path))
 
 
 def fill_parts(

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,22 +35,23 @@ from torch import Tensor, nn
 
 from .checkpoint import CHECKPOINT_SUFFIXES
 from .color import bytes_from_unit
-from .devices import CPU, on_accelerator
+from .devices import CPU
 from .errors import SettingsError, WeightsError
-from .files import write_json_whole
+from .files import folder_written_whole, write_json_whole
 from .generator import (
+    LAST_TIMESTEP,
     FiniteSteps,
     OnStep,
     SchedulerName,
-    ViewGenerator,
     check_settings,
     draw_noise,
+    is_ddim,
     make_scheduler,
     matte_from_white,
     module_dtype,
     on_device,
     over_white,
-    pieces,
+    set_timesteps,
 )
 from .hub import hub_file, is_hub_id
 from .keymap import KeyTable
@@ -72,6 +73,7 @@ from .ldm import (
     unet_renames,
     vae_renames,
 )
+from .networks import NetworkGenerator, Stage, require_files, unet_numbers, vae_numbers
 from .syncdreamervolumes import (
     DEPTH_RENAMES,
     N_VIEWS,
@@ -83,6 +85,7 @@ from .syncdreamervolumes import (
     looking_along_rays,
     ring_cameras,
     view_embeddings,
+    volume_numbers,
 )
 from .views import Views
 from .weights import (
@@ -99,7 +102,6 @@ logger = logging.getLogger("trilift")
 FOREGROUND_RATIO = 200 / 256
 NUM_INFERENCE_STEPS = 50
 GUIDANCE_SCALE = 2.0
-LAST_TIMESTEP = 999
 ARCHITECTURE = "syncdreamer"
 PUBLISHED_FILE = "syncdreamer-pretrain.ckpt"
 # A folder of ours has one sub-folder per part of the network, with this file in it.
@@ -191,7 +193,7 @@ OnStepEnd = Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | Non
 OutputType = Literal["views", "pil", "np", "pt", "latent"]
 
 
-class SyncDreamer(ViewGenerator):
+class SyncDreamer(NetworkGenerator):
     """SyncDreamer as a `ViewGenerator`: sixteen views at 30 degrees of elevation, 22.5 degrees apart.
 
     Attributes:
@@ -204,8 +206,11 @@ class SyncDreamer(ViewGenerator):
         name: see `ViewGenerator`.
         scheduler: how the noise is taken off; ``ddim`` is the published program's.
         offload: keep every network on the CPU but while it works.
+        source: where the weights came from, for people.
     """
 
+    architecture = ARCHITECTURE
+    own_files = tuple(f"{part}/{file}" for part, file in PARTS.items())
     foreground_ratio = FOREGROUND_RATIO
 
     def __init__(
@@ -215,6 +220,7 @@ class SyncDreamer(ViewGenerator):
         name: str = ARCHITECTURE,
         scheduler: SchedulerName = "ddim",
         offload: bool = False,
+        source: str = "",
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.name = name
@@ -223,36 +229,37 @@ class SyncDreamer(ViewGenerator):
         self.scheduler = make_scheduler(scheduler)
         self.device: torch.device = network.cc_projection.weight.device
         self.offload = offload
+        self.record = {"weights": "raw", "source": source}
+
+    def _convert(self, dtype: torch.dtype) -> None:
+        use_dtype(self.network, dtype)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of the UNet's matrices."""
-        return module_dtype(self.network.unet)
+    def networks(self) -> tuple[SyncDreamerNetwork]:
+        """All the parts in one."""
+        return (self.network,)
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Work on ``device`` and in ``dtype`` from now on (the 3D networks' norms stay fp32); returns itself."""
-        self.device = self.device if device is None else torch.device(device)
-        if dtype is not None:
-            use_dtype(self.network, dtype)
-        self.network.to(CPU if self.offload else self.device)
-        return self
+    @property
+    def denoiser(self) -> Any:
+        """The UNet."""
+        return self.network.unet
 
-    def set_scheduler(self, name: SchedulerName) -> None:
-        """Choose DDIM, DPM++ or UniPC; any other scheduler of diffusers can be put into ``scheduler``."""
-        self.scheduler = make_scheduler(name)
+    @property
+    def n_views(self) -> int:
+        """Sixteen."""
+        return N_VIEWS
 
-    def enable_model_cpu_offload(self, device: torch.device | str | None = None) -> None:
-        """Keep the networks on the CPU and have on the device only those that work."""
-        self.offload = True
-        self.to(device)
-
-    def enable_attention_slicing(self, slice_size: str | int = "auto") -> None:
-        """Compute the UNet's attention some heads at a time: less memory, the same but for rounding."""
-        self.network.unet.set_attention_slice(slice_size)
-
-    def disable_attention_slicing(self) -> None:
-        """Compute attention at once again."""
-        self.network.unet.set_attention_slice(None)
+    def stages(self, view_batch_size: int) -> tuple[Stage, ...]:
+        """See `NetworkGenerator.stages`."""
+        net, picture = self.network, self.image_size**2
+        latents = unet_numbers(net.unet, 2 * view_batch_size, net.sizes.volume.latent_size)
+        # Norms and look-ups of the volume networks are in fp32 whatever the dtype.
+        volumes = volume_numbers(net.sizes.volume, view_batch_size) * 4 // self.dtype.itemsize
+        return (
+            Stage((net.image_encoder, net.vae, net.cc_projection), vae_numbers(net.vae, encoded_pixels=picture)),
+            Stage((net.unet, net.volume, net.depth), latents + volumes),
+            Stage((net.vae,), vae_numbers(net.vae, decoded_pixels=view_batch_size * picture)),
+        )
 
     def generate(
         self,
@@ -348,15 +355,13 @@ class SyncDreamer(ViewGenerator):
         Raises:
             SettingsError: ``parity`` with a scheduler other than DDIM.
         """
-        scheduler, is_ddim = self.scheduler, _is_ddim(self.scheduler)
-        if parity and not is_ddim:
+        scheduler = self.scheduler
+        if parity and not is_ddim(scheduler):
             raise SettingsError(f"parity wants the scheduler ddim, found {type(scheduler).__name__}.")
-        scheduler.set_timesteps(steps)
-        times = torch.as_tensor(scheduler.timesteps)
+        set_timesteps(scheduler, steps, self.device)
         if parity:
             times = torch.arange(0, LAST_TIMESTEP + 1, (LAST_TIMESTEP + 1) // steps).flip(0) + 1
-        # Some step counts begin at 1000, one more than there is.
-        scheduler.timesteps = times[times <= LAST_TIMESTEP] if is_ddim else times
+            scheduler.timesteps = times[times <= LAST_TIMESTEP]
         listed: list[int] = scheduler.timesteps.tolist()
         return listed
 
@@ -430,7 +435,7 @@ class SyncDreamer(ViewGenerator):
                     f"{self.name}, step {index + 1} of {len(times)} (t = {time})",
                 )
                 fresh = torch.zeros_like(latents)
-                if eta > 0 and _is_ddim(self.scheduler) and index + 1 < len(times):
+                if eta > 0 and is_ddim(self.scheduler) and index + 1 < len(times):
                     fresh = draw_noise(tuple(latents.shape), generator, self.device)
                 latents = after_step(index, self.advance(noise, time, latents, eta=eta, fresh_noise=fresh))
         return latents
@@ -454,18 +459,11 @@ class SyncDreamer(ViewGenerator):
         views = condition.views.to(volume_dtype)
         volume = net.volume.spatial_volume(latents.to(volume_dtype), timestep, views)
         found = []
-        for piece in self._pieces(N_VIEWS, view_batch_size):
+        for piece in self.pieces(N_VIEWS, view_batch_size):
             volumes = net.volume.frustum_volumes(volume, timestep, views, range(N_VIEWS)[piece])
             told = self.predict_branches(latents[piece], timestep, condition, piece, volumes, guidance_scale != 1)
             found.append(told[0] if guidance_scale == 1 else told[1] + guidance_scale * (told[0] - told[1]))
         return torch.cat(found)
-
-    def _pieces(self, count: int, view_batch_size: int | None) -> Iterator[slice]:
-        """Which views go through a network together.
-
-        On the CPU always one: a batch is no faster there, and so not even rounding depends on ``view_batch_size``.
-        """
-        return pieces(count, view_batch_size if on_accelerator(self.device) else 1)
 
     def predict_branches(
         self,
@@ -513,7 +511,7 @@ class SyncDreamer(ViewGenerator):
             fresh_noise: (16, 4, H, W) standard normal for DDIM with ``eta`` > 0; zeros in the last step, whose
                 direction is shortened by the noise's share all the same, as in the published program.
         """
-        extra: dict[str, Any] = {"eta": eta, "variance_noise": fresh_noise} if _is_ddim(self.scheduler) else {}
+        extra: dict[str, Any] = {"eta": eta, "variance_noise": fresh_noise} if is_ddim(self.scheduler) else {}
         advanced: Tensor = self.scheduler.step(noise, time, latents, **extra, return_dict=False)[0]
         return advanced
 
@@ -530,7 +528,7 @@ class SyncDreamer(ViewGenerator):
         with on_device(self.device, vae, offload=self.offload), FiniteSteps(vae) as steps:
             parts = [
                 steps.run(partial(decoded, piece), f"{self.name}, decoding").cpu()
-                for piece in self._pieces(len(latents), view_batch_size)
+                for piece in self.pieces(len(latents), view_batch_size)
             ]
         return ((torch.cat(parts) + 1) / 2).clamp(0, 1)
 
@@ -619,31 +617,34 @@ class SyncDreamer(ViewGenerator):
         }
         return cls.from_state(state, sizes, name=path.name, where=str(path), published=False, **options)
 
+    @classmethod
+    def load(cls, place: Path, *, name: str, device: torch.device, dtype: torch.dtype, **options: Any) -> Self:
+        """See `StoredGenerator.load`; there are no options."""
+        made = cls.from_pretrained(place, device=device, dtype=dtype, **options)
+        made.name = name
+        return made
+
+    @classmethod
+    def weight_files(cls, place: Path, **options: Any) -> list[Path]:
+        """See `StoredGenerator.weight_files`."""
+        return require_files([place / part / file for part, file in PARTS.items()] if place.is_dir() else [place])
+
     def save_pretrained(
-        self, folder: str | Path, extra: dict[str, Any] | None = None, dtype: torch.dtype | None = None
+        self, folder: str | Path, extra: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None
     ) -> None:
         """Write a folder that `from_pretrained` reads: a sub-folder per part, those of libraries as these write them.
 
-        The folder's own ``config.json`` is taken away first and comes last, so that one left half-written is refused.
-
-        Args:
-            folder: made when missing.
-            extra: goes into ``config.json`` beside the sizes.
-            dtype: of the tensors in the file; None keeps theirs.
-
-        Raises:
-            OutputError: it cannot be written.
+        See `StoredGenerator.save_pretrained`.
         """
-        folder = Path(folder)
-        (folder / CONFIG_FILE).unlink(missing_ok=True)
-        for part, file in PARTS.items():
-            module = getattr(self.network, part)
-            write_safetensors(folder / part / file, module.state_dict(), dtype)
-            if hasattr(module, "config"):
-                write_json_whole(folder / part / CONFIG_FILE, _library_config(module))
-        sizes = asdict(self.network.sizes)
-        facts = {"architecture": ARCHITECTURE, "network": sizes, "licence": LICENCE, "weights": "raw", **(extra or {})}
-        write_json_whole(folder / CONFIG_FILE, {"format": FORMAT_VERSION, **facts})
+        facts = {"weights": self.record["weights"], "licence": LICENCE, **(extra or {})}
+        with folder_written_whole(folder, last=CONFIG_FILE) as aside:
+            for part, file in PARTS.items():
+                module = getattr(self.network, part)
+                write_safetensors(aside / part / file, module.state_dict(), dtype)
+                if hasattr(module, "config"):
+                    write_json_whole(aside / part / CONFIG_FILE, _library_config(module))
+            values = {"format": FORMAT_VERSION, "architecture": ARCHITECTURE, **facts}
+            write_json_whole(aside / CONFIG_FILE, {**values, "network": asdict(self.network.sizes)})
 
 
 def _library_config(module: Any) -> dict[str, Any]:
@@ -651,12 +652,6 @@ def _library_config(module: Any) -> dict[str, Any]:
     config = module.config
     values: dict[str, Any] = config.to_dict() if hasattr(config, "to_dict") else json.loads(module.to_json_string())
     return values
-
-
-def _is_ddim(scheduler: Any) -> bool:
-    from diffusers import DDIMScheduler
-
-    return isinstance(scheduler, DDIMScheduler)
 
 
 def _as_type(images: Tensor, output_type: OutputType) -> Views | Tensor | np.ndarray | list[Image.Image]:

@@ -41,6 +41,10 @@ FOV_DEG = 2 * math.degrees(math.atan(0.5 / FOCAL_LENGTH))
 NORM_GROUPS = 8
 DEPTH_HEADS = 4
 MIN_DEPTH = 1e-4
+# Numbers that are alive at once, at most: for each number of a frustum volume at its finest scale (in the widest depth
+# layer, the view's volumes included), and for each that goes into the spatial network. Counted operation by operation
+# on full-size networks; tests/unit/test_networks.py counts again.
+_FRUSTUM_NUMBERS, _GRID_NUMBERS = 8.9, 2.2
 
 
 @dataclass(frozen=True)
@@ -345,6 +349,13 @@ class VolumeNetwork(nn.Module):
         where = (frustum_points(self.sizes, poses) / self.sizes.scene_radius).to(volume.device)
         whole = volume.float().expand(len(poses), -1, -1, -1, -1)
         return F.grid_sample(whole, where, padding_mode="zeros", align_corners=True).to(volume.dtype)
+
+
+def volume_numbers(sizes: VolumeSizes, views: int) -> int:
+    """How many numbers are alive at once, at most, while ``views`` views look into the volume; for plans of memory."""
+    frustum = sizes.widths[0] * sizes.depth_planes * sizes.latent_size**2
+    grid = N_VIEWS * sizes.view_channels * sizes.grid_size**3
+    return round(max(_FRUSTUM_NUMBERS * views * frustum, _GRID_NUMBERS * grid))
 
 
 class DepthLayer(nn.Module):

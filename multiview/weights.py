@@ -8,7 +8,8 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,10 +112,26 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: missing, truncated or not a safetensors file.
     """
-    path = Path(path)
+    with _opened(Path(path)) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def safetensors_keys(path: str | Path) -> list[str]:
+    """Names of the tensors in a safetensors file; their numbers are not read.
+
+    Raises:
+        WeightsError: see `read_safetensors`.
+    """
+    with _opened(Path(path)) as file:
+        return list(file.keys())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An open safetensors file; what goes wrong with it is a `WeightsError`."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            yield file
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: not found.") from error
     except (SafetensorError, OSError, ValueError) as error:

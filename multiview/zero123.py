@@ -37,8 +37,6 @@ from .errors import SettingsError, WeightsError
 from .generator import (
     FiniteSteps,
     OnStep,
-    SchedulerName,
-    ViewGenerator,
     check_settings,
     draw_noise,
     make_scheduler,
@@ -46,13 +44,15 @@ from .generator import (
     module_dtype,
     on_device,
     over_white,
-    pieces,
+    set_timesteps,
 )
 from .hub import is_hub_id
 from .ldm import VAE_SCALE, Weights, choose_weights, clip_pixels, ldm_tensors, read_ldm
+from .networks import NetworkGenerator, Stage, unet_numbers, vae_numbers
 from .views import Views
 from .zero123weights import (
     ARCHITECTURE,
+    OWN_FILES,
     PoseRule,
     Zero123Config,
     Zero123Network,
@@ -60,11 +60,12 @@ from .zero123weights import (
     fill_zero123,
     folder_key,
     ldm_keys,
+    part_files,
     read_folder_config,
     read_folder_state,
     require_pose_rule,
     save_zero123,
-    weights_of_variant,
+    weights_of_file,
 )
 
 FOV_DEG = math.degrees(2 * math.atan(16 / 35))
@@ -187,7 +188,7 @@ class GeneratedViews:
     cameras: Cameras
 
 
-class Zero123(ViewGenerator):
+class Zero123(NetworkGenerator):
     """Zero123 and its relatives as a `ViewGenerator`, with the face of a diffusers pipeline.
 
     Args:
@@ -199,9 +200,11 @@ class Zero123(ViewGenerator):
     Attributes:
         targets: which views `generate` makes; InstantMesh's six unless it is told otherwise.
         camera_distance: that the input's camera is taken to have, in units of the object's longest side.
-        scheduler: any scheduler of diffusers; see `set_scheduler`.
-        record: facts about the weights, for ``asset.json``.
+        record: see `StoredGenerator`; ``pose_rule`` too.
     """
+
+    architecture = ARCHITECTURE
+    own_files = OWN_FILES
 
     def __init__(self, network: Zero123Network, name: str, *, weights: str = "unknown", source: str = "") -> None:
         self.network = network.eval().requires_grad_(False)
@@ -214,7 +217,6 @@ class Zero123(ViewGenerator):
         self.scheduler: Any = make_scheduler("ddim")
         self.record = {"weights": weights, "source": source, "pose_rule": self.config.pose_rule}
         self.device = network.cc_projection.weight.device
-        self._offload = False
 
     # Loading and saving.
 
@@ -264,7 +266,8 @@ class Zero123(ViewGenerator):
             raise WeightsError(f"{path}: expected a folder or a checkpoint ({', '.join(CHECKPOINT_SUFFIXES)}).")
         said, config = read_folder_config(path, pose_rule)
         network = fill_zero123(config, read_folder_state(path, variant), str(path), folder_key, device, dtype)
-        record = {"weights": weights_of_variant(variant), "source": name or path.name} | said
+        unet, *_ = part_files(path, variant)
+        record = {"weights": weights_of_file(unet), "source": name or path.name} | said
         return cls(network, name or path.name, **record)
 
     @classmethod
@@ -297,46 +300,49 @@ class Zero123(ViewGenerator):
         network = fill_zero123(config, ldm_tensors(chosen, table), where, table, device, dtype)
         return cls(network, name, weights=kind, source=Path(where).name)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the folder that `from_pretrained` reads: one sub-folder per part, as diffusers lays them out.
+    @classmethod
+    def load(cls, place: Path, *, name: str, device: torch.device, dtype: torch.dtype, **options: Any) -> Self:
+        """See `StoredGenerator.load`; the options are ``pose_rule`` and ``variant``."""
+        return cls.from_pretrained(place, name=name, device=device, dtype=dtype, **options)
 
-        The folder's own ``config.json`` comes last: a folder that was left half-written has none and is refused.
+    @classmethod
+    def weight_files(cls, place: Path, **options: Any) -> list[Path]:
+        """See `StoredGenerator.weight_files`."""
+        return part_files(place, options.get("variant")) if place.is_dir() else [place]
 
-        Raises:
-            OutputError: it cannot be written.
-        """
-        save_zero123(folder, self.network, self.record)
+    def save_pretrained(
+        self, folder: str | Path, extra: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Write the folder that `from_pretrained` reads; see `StoredGenerator.save_pretrained`."""
+        facts = {"weights": self.record["weights"], "source": self.record["source"], **(extra or {})}
+        save_zero123(folder, self.network, facts, dtype)
 
-    # Where and how it runs.
+    # What it is made of.
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the networks' matrices."""
-        return module_dtype(self.network.cc_projection)
+    def networks(self) -> tuple[Zero123Network]:
+        """The four parts in one."""
+        return (self.network,)
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move the networks (unless they are moved as needed) and change their dtype; gives itself back."""
-        if device is not None:
-            self.device = torch.device(device)
-        self.network.to(device=CPU if self._offload else self.device, dtype=dtype)
-        return self
+    @property
+    def denoiser(self) -> Any:
+        """The UNet."""
+        return self.network.unet
 
-    def set_scheduler(self, name: SchedulerName) -> None:
-        """Choose DDIM, DPM++ or UniPC; any other scheduler of diffusers can be put into ``scheduler``."""
-        self.scheduler = make_scheduler(name)
+    @property
+    def n_views(self) -> int:
+        """As many as there are targets."""
+        return len(self.targets)
 
-    def enable_model_cpu_offload(self, device: torch.device | str | None = None) -> None:
-        """Keep the networks on the CPU and have on the device only the one that works: encoders, UNet, decoder."""
-        self._offload = True
-        self.to(device)
-
-    def enable_attention_slicing(self, slice_size: str | int = "auto") -> None:
-        """Compute the UNet's attention in pieces: less memory, a little slower, the same but for rounding."""
-        self.network.unet.set_attention_slice(slice_size)
-
-    def disable_attention_slicing(self) -> None:
-        """Compute attention at once again."""
-        self.network.unet.set_attn_processor(_plain_attention())
+    def stages(self, view_batch_size: int) -> tuple[Stage, ...]:
+        """See `NetworkGenerator.stages`."""
+        net, picture = self.network, self.image_size**2
+        return (
+            Stage((net.image_encoder, net.vae, net.cc_projection), vae_numbers(net.vae, encoded_pixels=picture)),
+            # With guidance there are two latents to a view.
+            Stage((net.unet,), unet_numbers(net.unet, 2 * view_batch_size, self.config.unet.latent_size)),
+            Stage((net.vae,), vae_numbers(net.vae, decoded_pixels=view_batch_size * picture)),
+        )
 
     # Running.
 
@@ -442,7 +448,7 @@ class Zero123(ViewGenerator):
         """What the UNet is told: from pixels (1, 3, S, S) in [-1, 1] and pose numbers (V, 4)."""
         net = self.network
         used = (net.image_encoder, net.vae, net.cc_projection)
-        with on_device(self.device, *used, offload=self._offload), FiniteSteps(*used) as steps:
+        with on_device(self.device, *used, offload=self.offload), FiniteSteps(*used) as steps:
             embedding = steps.run(lambda: self._embedding(pixels), "encoding the picture (CLIP)")
             latent = steps.run(lambda: self._latent(pixels), "encoding the picture (VAE)")
             tokens = steps.run(lambda: self.tokens(embedding, poses.to(self.device)), "projecting the cameras")
@@ -508,11 +514,11 @@ class Zero123(ViewGenerator):
         eta = (1.0 if parity else 0.0) if eta is None else eta
         if (parity or eta) and not with_eta:
             raise SettingsError(f"{type(scheduler).__name__} has no eta and no parity mode. Take the scheduler ddim.")
-        scheduler.set_timesteps(num_inference_steps, device=self.device)
+        set_timesteps(scheduler, num_inference_steps, self.device)
         times = list(_parity_times(num_inference_steps)) if parity else scheduler.timesteps.tolist()
         x = latents * scheduler.init_noise_sigma
         unet = self.network.unet
-        with on_device(self.device, unet, offload=self._offload), FiniteSteps(unet) as steps:
+        with on_device(self.device, unet, offload=self.offload), FiniteSteps(unet) as steps:
             for i, t in enumerate(times):
                 noise = self._predict(
                     scheduler.scale_model_input(x, t), t, condition, guidance_scale, view_batch_size, steps,
@@ -532,7 +538,7 @@ class Zero123(ViewGenerator):
     ) -> Tensor:
         """The guided noise of all views, (V, 4, h, w) float32, ``size`` views per pass."""
         found = []
-        for piece in pieces(len(x), size):
+        for piece in self.pieces(len(x), size):
             call = functools.partial(self.guided_noise, x[piece], t, condition.tokens[piece], condition.latent, scale)
             found.append(steps.run(call, what))
         return torch.cat(found)
@@ -562,8 +568,8 @@ class Zero123(ViewGenerator):
         """Scaled latents (V, 4, h, w) → pictures (V, 3, S, S) float32, about [-1, 1], not clamped."""
         vae = self.network.vae
         found = []
-        with on_device(self.device, vae, offload=self._offload), FiniteSteps(vae) as steps:
-            for piece in pieces(len(latents), view_batch_size):
+        with on_device(self.device, vae, offload=self.offload), FiniteSteps(vae) as steps:
+            for piece in self.pieces(len(latents), view_batch_size):
                 call = functools.partial(self._decode, latents[piece])
                 found.append(steps.run(call, f"decoding views {piece.start + 1} to {piece.stop}"))
         return torch.cat(found)
@@ -594,9 +600,3 @@ def _parity_times(count: int) -> Sequence[int]:
     if not times:
         raise SettingsError(f"num_inference_steps={count}: parity mode leaves one step out, so it wants 2 or more.")
     return times[::-1]
-
-
-def _plain_attention() -> Any:
-    from diffusers.models.attention_processor import AttnProcessor2_0
-
-    return AttnProcessor2_0()

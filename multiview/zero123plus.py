@@ -21,7 +21,8 @@ tests/parity/test_zero123plus.py compares with a second way of saying the same.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,6 @@ from .generator import (
     SCHEDULERS,
     FiniteSteps,
     OnStep,
-    ViewGenerator,
     check_cutout,
     check_settings,
     draw_noise,
@@ -50,15 +50,18 @@ from .generator import (
     on_device,
     pieces,
 )
+from .networks import NetworkGenerator, Stage, require_files, vae_numbers
 from .views import Views
 from .zero123plusweights import (
     ARCHITECTURE,
+    OWN_FILES,
     Parts,
     PictureRule,
     Version,
     Zero123PlusConfig,
     load_folder,
     save_plus_folder,
+    weight_files,
 )
 
 if TYPE_CHECKING:
@@ -69,6 +72,8 @@ LATENT_SHIFT, LATENT_SCALE = 0.22, 0.75
 IMAGE_SCALE = 0.625
 """Sheets are encoded as [-1, 1] × this; decoding divides by it."""
 NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 28, 4.0
+_UNET_NUMBERS = 21.0
+"""Alive at once, at most, for each channel and pixel of both latents; counted as those of `multiview.networks`."""
 
 PlusScheduler = Literal["euler-ancestral", "ddim", "dpm++", "unipc"]
 PLUS_SCHEDULERS: tuple[PlusScheduler, ...] = ("euler-ancestral", *SCHEDULERS)
@@ -219,7 +224,7 @@ def matte_from_byte(images: Tensor, background: int) -> tuple[Tensor, Tensor]:
 # The model
 
 
-class Zero123Plus(ViewGenerator):
+class Zero123Plus(NetworkGenerator):
     """Zero123++ v1.1 or v1.2, with its own UNet or InstantMesh's.
 
     Args:
@@ -233,6 +238,8 @@ class Zero123Plus(ViewGenerator):
         WeightsError: parts that do not go together.
     """
 
+    architecture = ARCHITECTURE
+    own_files = OWN_FILES
     needs_elevation: ClassVar[bool] = False
     foreground_ratio = 0.85
 
@@ -252,23 +259,53 @@ class Zero123Plus(ViewGenerator):
         self.prompt = parts.prompt.detach().float()
         self.config, self.name = config, name
         self.image_size = config.vae_picture.size
-        self.scheduler_name: PlusScheduler = scheduler
+        self.set_scheduler(scheduler)  # an unknown name is found here rather than after the weights were used
         self.offload = offload
         self.device: torch.device = next(iter(self.unet.parameters())).device
-        plus_scheduler(scheduler)  # an unknown name is found here rather than after the weights were used
+        self.record = {"weights": "published", "source": name}
         attend_to_reference(self.unet)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of the UNet's matrices."""
-        return module_dtype(self.unet)
+    def networks(self) -> tuple[nn.Module, ...]:
+        """UNet, VAE and image encoder."""
+        return (self.unet, self.vae, self.vision)
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Work on ``device`` and in ``dtype`` from now on; returns itself."""
-        self.device = self.device if device is None else torch.device(device)
-        for network in (self.unet, self.vae, self.vision):
-            nn.Module.to(network, device=CPU if self.offload else self.device, dtype=dtype)
-        return self
+    @property
+    def denoiser(self) -> Any:
+        """The UNet."""
+        return self.unet
+
+    @property
+    def n_views(self) -> int:
+        """One: the six are one picture to the networks."""
+        return 1
+
+    def stages(self, view_batch_size: int) -> tuple[Stage, ...]:
+        """See `NetworkGenerator.stages`."""
+        sheet, picture = 6 * self.config.tile_size**2, self.config.vae_picture.size**2
+        latents = self.unet.config.block_out_channels[0] * (sheet + picture) // 64
+        return (
+            Stage((self.vision,), self.vision.config.hidden_size * (self.vision.config.image_size // 8) ** 2),
+            Stage((self.vae,), vae_numbers(self.vae, encoded_pixels=picture, decoded_pixels=sheet)),
+            # The main pass, beside what it reads of the pass over the picture.
+            Stage((self.unet,), math.ceil(_UNET_NUMBERS * latents)),
+        )
+
+    def set_scheduler(self, name: PlusScheduler) -> None:
+        """Choose Euler ancestral, DDIM, DPM++ or UniPC.
+
+        Raises:
+            SettingsError: an unknown name.
+        """
+        self.scheduler = plus_scheduler(name)
+
+    def enable_attention_slicing(self, slice_size: str | int = "auto") -> None:
+        """Compute attention for so many queries at a time (``auto``: 1024); see `set_attention_slice`."""
+        self.set_attention_slice(1024 if slice_size == "auto" else int(slice_size))
+
+    def disable_attention_slicing(self) -> None:
+        """Compute attention at once again."""
+        self.set_attention_slice(None)
 
     def set_attention_slice(self, rows: int | None) -> None:
         """Compute attention for so many queries at a time (None: all); changes memory, never results.
@@ -349,7 +386,7 @@ class Zero123Plus(ViewGenerator):
             return latents
 
         condition = self.condition(image, generator, guided=scale > 1)
-        scheduler = plus_scheduler("euler-ancestral" if parity else self.scheduler_name)
+        scheduler = plus_scheduler("euler-ancestral") if parity else self.scheduler
         latents = self.sample(condition, scheduler, generator, steps, scale, after_step)
         if output_type == "latent":
             return latents
@@ -540,13 +577,24 @@ class Zero123Plus(ViewGenerator):
         made.device = torch.device(device)
         return made
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write our folder form, see `multiview.zero123plusweights`; floats as ``dtype`` when it is given.
+    @classmethod
+    def load(cls, place: Path, *, name: str, device: torch.device, dtype: torch.dtype, **options: Any) -> Self:
+        """See `StoredGenerator.load`; the options are ``version`` and ``unet``."""
+        made = cls.from_pretrained(place, device=device, dtype=dtype, **options)
+        made.name = name
+        return made
 
-        Raises:
-            OutputError: it cannot be written.
-        """
-        save_plus_folder(folder, Parts(self.unet, self.vae, self.vision, self.prompt), self.config, dtype)
+    @classmethod
+    def weight_files(cls, place: Path, **options: Any) -> list[Path]:
+        """See `StoredGenerator.weight_files`."""
+        return require_files(weight_files(place, options.get("unet")))
+
+    def save_pretrained(
+        self, folder: str | Path, extra: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Write our folder form, see `multiview.zero123plusweights` and `StoredGenerator.save_pretrained`."""
+        parts = Parts(self.unet, self.vae, self.vision, self.prompt)
+        save_plus_folder(folder, parts, self.config, {"weights": self.record["weights"], **(extra or {})}, dtype)
 
 
 def _check_parts(parts: Parts, config: Zero123PlusConfig, where: str) -> None:

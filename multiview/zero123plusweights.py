@@ -34,8 +34,8 @@ from .camerafile import (
 from .cameras import Cameras, orbit
 from .checkpoint import Dropped, KeyMap, read_checkpoint
 from .devices import CPU
-from .errors import WeightsError
-from .files import write_json_whole
+from .errors import SettingsError, WeightsError
+from .files import folder_written_whole, write_json_whole
 from .hub import NoSuchFileError, hub_file, is_hub_id
 from .ldm import CLIP_MEAN, CLIP_STD, fill_parts
 from .weights import (
@@ -57,6 +57,8 @@ V1_1_ELEVATIONS_DEG = (30.0, -20.0, 30.0, -20.0, 30.0, -20.0)
 GREY, WHITE = 127, 255
 LICENCE = "CC-BY-NC-4.0"
 INSTANTMESH_LICENCE = "Apache-2.0 as published by TencentARC, fine-tuned from CC-BY-NC-4.0 weights (not commercial)"
+INSTANTMESH_BASE = "sudo-ai/zero123plus-v1.2"
+"""Whose other parts InstantMesh's UNet works with."""
 INSTANTMESH_UNET = (
     "TencentARC/InstantMesh",
     "diffusion_pytorch_model.bin",
@@ -152,13 +154,16 @@ def load_folder(
 
     Raises:
         WeightsError: something is missing, damaged, of another model, or does not fit.
+        SettingsError: our folder says another version.
     """
     folder, name = Path(source), Path(source).name
     if not folder.exists() and is_hub_id(str(source)):
-        folder, name = _fetch_folder(str(source), revision, with_unet=unet is None), str(source)
+        folder, name = fetch_folder(str(source), revision, with_unet=unet is None), str(source)
     unet_file = None if unet is None else _unet_file(unet)
     if (folder / CONFIG_FILE).is_file():
         config, prompt = _read_own(folder)
+        if version is not None and version != config.version:
+            raise SettingsError(f"{folder}: these weights are of version {config.version}, not {version}.")
     else:
         config, prompt = _read_published(folder, version), _empty_prompt(folder)
     if unet_file is not None:
@@ -171,25 +176,41 @@ def load_folder(
 
 
 def save_plus_folder(
-    folder: str | Path, parts: Parts, config: Zero123PlusConfig, dtype: torch.dtype | None = None
-) -> None:
-    """Write our folder form; its ``config.json`` comes last, so that a folder with one is whole.
+    folder: str | Path, parts: Parts, config: Zero123PlusConfig, facts: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+) -> None:  # fmt: skip
+    """Write our folder form, whole or not at all.
 
     Args:
-        folder: made when missing.
+        folder: made when missing; a model that is there is replaced.
         parts, config: of the model.
+        facts: for ``config.json``, beside architecture and sizes: where the weights came from.
         dtype: of the networks in the files; None keeps theirs. The prompt stays fp32.
 
     Raises:
         OutputError: it cannot be written.
     """
-    folder = Path(folder)
     networks = (parts.unet, parts.vae, parts.vision)
-    for (name, part), network in zip(PARTS.items(), networks, strict=True):
-        write_safetensors(folder / name / part.files[0], network.state_dict(), dtype)
-        write_json_whole(folder / name / CONFIG_FILE, part.config_of(network))
-    top = {"architecture": ARCHITECTURE, "network": asdict(config)}
-    save_folder(folder, top, {"empty_prompt": parts.prompt})
+    with folder_written_whole(folder, last=CONFIG_FILE) as aside:
+        for (name, part), network in zip(PARTS.items(), networks, strict=True):
+            write_safetensors(aside / name / part.files[0], network.state_dict(), dtype)
+            write_json_whole(aside / name / CONFIG_FILE, part.config_of(network))
+        top = {"architecture": ARCHITECTURE, **facts, "network": asdict(config)}
+        save_folder(aside, top, {"empty_prompt": parts.prompt})
+
+
+def weight_files(folder: Path, unet: str | Path | None) -> list[Path]:
+    """The files of weights that `load_folder` reads of a folder on this machine.
+
+    Raises:
+        WeightsError: a part has none.
+    """
+    own = (folder / CONFIG_FILE).is_file()
+    files = [
+        _unet_file(unet) if name == "unet" and unet is not None else part.weights(folder / name)
+        for name, part in PARTS.items()
+    ]
+    return [*files, folder / WEIGHTS_FILE if own else TEXT.weights(folder / "text_encoder")]
 
 
 # Key maps: the published names are those of today's libraries, but for what older ones wrote.
@@ -251,7 +272,7 @@ class NetworkFolder:
         named = values.get("_class_name") or next(iter(values.get("architectures") or []), None)
         if named != self.kind:
             raise WeightsError(f"{config}: expected the config of a {self.kind}, found {named!r}.")
-        path = weights or self._weights(folder)
+        path = weights or self.weights(folder)
 
         def build() -> nn.Module:
             try:
@@ -268,7 +289,12 @@ class NetworkFolder:
         values: Values = json.loads(text)
         return {**values, "architectures": [self.kind]} if "_class_name" not in values else values
 
-    def _weights(self, folder: Path) -> Path:
+    def weights(self, folder: Path) -> Path:
+        """The file of weights in ``folder``.
+
+        Raises:
+            WeightsError: there is none of a known name.
+        """
         for name in self.files:
             if (folder / name).is_file():
                 return folder / name
@@ -322,6 +348,9 @@ PARTS: Mapping[str, NetworkFolder] = {
     "vae": NetworkFolder("AutoencoderKL", _make_vae, vae_key, _DIFFUSERS_FILES),
     "vision_encoder": NetworkFolder("CLIPVisionModelWithProjection", _make_vision, vision_key, _TRANSFORMERS_FILES),
 }
+OWN_FILES = (
+    *(f"{name}/{file}" for name, part in PARTS.items() for file in (CONFIG_FILE, part.files[0])), WEIGHTS_FILE,
+)  # fmt: skip
 TEXT = NetworkFolder("CLIPTextModel", _make_text, text_key, _TRANSFORMERS_FILES)
 
 
@@ -438,25 +467,33 @@ def _unet_file(unet: str | Path) -> Path:
     return Path(unet)
 
 
-def _fetch_folder(repository: str, revision: str | None, *, with_unet: bool) -> Path:
-    """All files of a published repository that are read, from the cache or the hub → their folder."""
-    index = hub_file(repository, INDEX_FILE, revision=revision).path
+def fetch_folder(
+    repository: str, revision: str | None, *, with_unet: bool = True, on_download: Callable[[str], None] | None = None
+) -> Path:
+    """All files of a published repository that are read, from the cache or the hub → their folder.
+
+    Raises:
+        WeightsError: see `multiview.hub.hub_file`; or a part has no file of a known name.
+    """
+    index = hub_file(repository, INDEX_FILE, revision=revision, on_download=on_download).path
     plain = ["scheduler/scheduler_config.json", *(f"tokenizer/{name}" for name in _TOKEN_FILES)]
     plain += [f"feature_extractor_{which}/{_RULE_FILE}" for which in ("clip", "vae")]
     networks = {**PARTS, "text_encoder": TEXT}
     for file in (*plain, *(f"{name}/{CONFIG_FILE}" for name in networks)):
-        hub_file(repository, file, revision=revision)
+        hub_file(repository, file, revision=revision, on_download=on_download)
     for name, part in networks.items():
         if name != "unet" or with_unet:
-            _fetch_first(repository, [f"{name}/{file}" for file in part.files], revision)
+            _fetch_first(repository, [f"{name}/{file}" for file in part.files], revision, on_download)
     return index.parent
 
 
-def _fetch_first(repository: str, files: list[str], revision: str | None) -> None:
+def _fetch_first(
+    repository: str, files: list[str], revision: str | None, on_download: Callable[[str], None] | None
+) -> None:
     """The first of ``files`` that the repository has."""
     for file in files:
         try:
-            hub_file(repository, file, revision=revision)
+            hub_file(repository, file, revision=revision, on_download=on_download)
             return
         except NoSuchFileError:
             continue

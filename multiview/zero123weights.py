@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .checkpoint import CHECKPOINT_SUFFIXES, Dropped, KeyMap, read_checkpoint
 from .errors import SettingsError, WeightsError
-from .files import write_json_whole
+from .files import folder_written_whole, write_json_whole
 from .hub import NoSuchFileError, hub_file
 from .keymap import KeyTable
 from .ldm import (
@@ -102,28 +102,27 @@ def fill_zero123(
     return fill_parts(lambda: Zero123Network(config).to(dtype=dtype), state, where, key_map=key_map, device=device)
 
 
-def save_zero123(folder: str | Path, network: Zero123Network, record: Mapping[str, str]) -> None:
-    """Write our own folder. An old one in its place is taken away first and ``config.json`` comes last, so that a
-    folder left half-written is refused.
+def save_zero123(
+    folder: str | Path, network: Zero123Network, facts: Mapping[str, Any], dtype: torch.dtype | None = None
+) -> None:
+    """Write our own folder, whole or not at all.
 
     Args:
-        folder: made when missing.
+        folder: made when missing; a model that is there is replaced.
         network: the four parts.
-        record: what is known of the weights: which they are (``weights``) and where they came from (``source``).
+        facts: for ``config.json``, beside architecture and sizes: which weights they are and where they came from.
+        dtype: of the tensors in the files; None keeps theirs.
 
     Raises:
         OutputError: it cannot be written.
     """
-    folder = Path(folder)
-    for old in (folder, *(folder / part for part in PARTS)):
-        for name in (CONFIG_FILE, *(f"{stems[0]}.safetensors" for stems in _STEMS.values())):
-            (old / name).unlink(missing_ok=True)
-    for part in PARTS:
-        module = getattr(network, part)
-        write_safetensors(folder / part / f"{_STEMS[part][0]}.safetensors", module.state_dict())
-        write_json_whole(folder / part / CONFIG_FILE, _part_config(module))
-    facts = {"weights": record["weights"], "source": record["source"], "network": asdict(network.config)}
-    write_json_whole(folder / CONFIG_FILE, {"format": FORMAT_VERSION, "architecture": ARCHITECTURE, **facts})
+    with folder_written_whole(folder, last=CONFIG_FILE) as aside:
+        for part in PARTS:
+            module = getattr(network, part)
+            write_safetensors(aside / part / f"{_STEMS[part][0]}.safetensors", module.state_dict(), dtype)
+            write_json_whole(aside / part / CONFIG_FILE, _part_config(module))
+        values = {"format": FORMAT_VERSION, "architecture": ARCHITECTURE, **facts, "network": asdict(network.config)}
+        write_json_whole(aside / CONFIG_FILE, values)
 
 
 def require_pose_rule(rule: PoseRule | None, path: Path) -> PoseRule:
@@ -144,6 +143,7 @@ _STEMS = {
     "image_encoder": ("model", "pytorch_model"),
     "cc_projection": ("diffusion_pytorch_model",),
 }
+OWN_FILES = tuple(f"{part}/{stems[0]}.safetensors" for part, stems in _STEMS.items())
 _OTHER_FOLDERS = {"cc_projection": "clip_camera_projection"}
 _OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -163,10 +163,19 @@ def folder_key(key: str) -> str | Dropped | None:
 def read_folder_state(folder: Path, variant: str | None) -> dict[str, Tensor]:
     """{part.name: tensor} of all parts."""
     state: dict[str, Tensor] = {}
-    for part in PARTS:
-        found = read_checkpoint(_part_file(folder, part, variant))
+    for part, file in zip(PARTS, part_files(folder, variant), strict=True):
+        found = read_checkpoint(file)
         state.update((f"{part}.{key}", tensor) for key, tensor in found.items())
     return state
+
+
+def part_files(folder: Path, variant: str | None) -> list[Path]:
+    """The files of weights of the parts, in the order of `PARTS`.
+
+    Raises:
+        WeightsError: a part has none.
+    """
+    return [_part_file(folder, part, variant) for part in PARTS]
 
 
 def _part_folder(folder: Path, part: str) -> Path:
@@ -196,13 +205,18 @@ def _part_file(folder: Path, part: str, variant: str | None) -> Path:
         if (inside / name).is_file():
             return inside / name
     here = sorted(p.name for p in inside.glob("*") if p.suffix in CHECKPOINT_SUFFIXES)
+    if variant is None and len(here) == 1 and any(here[0].startswith(f"{stem}.") for stem in _STEMS[part]):
+        return inside / here[0]  # in one variant alone
     raise WeightsError(
         f"{inside}: expected {names[0]}, found {', '.join(here) or 'no weights'}. "
         "Give variant= where the files carry one, or fetch the folder again."
     )
 
 
-def fetch_zero123(repository: str, *, file: str | None, variant: str | None, revision: str | None) -> Path:
+def fetch_zero123(
+    repository: str, *, file: str | None, variant: str | None, revision: str | None,
+    on_download: Callable[[str], None] | None = None,
+) -> Path:  # fmt: skip
     """Weights from the hub, by way of its cache.
 
     Args:
@@ -210,6 +224,7 @@ def fetch_zero123(repository: str, *, file: str | None, variant: str | None, rev
         file: the checkpoint in it; None for a conversion, of which one file of weights per part is fetched.
         variant: see `Zero123.from_pretrained`.
         revision: commit, branch or tag; None for the main branch.
+        on_download: told one line when something is fetched.
 
     Returns:
         The checkpoint, or the folder with the parts.
@@ -218,31 +233,35 @@ def fetch_zero123(repository: str, *, file: str | None, variant: str | None, rev
         WeightsError: see `multiview.hub.hub_file`; or a part has no file of a known name.
     """
     if file is not None:
-        return hub_file(repository, file, revision=revision).path
+        return hub_file(repository, file, revision=revision, on_download=on_download).path
     folder = None
     for part in PARTS:
         folders = [part, _OTHER_FOLDERS[part]] if part in _OTHER_FOLDERS else [part]
         if part != "cc_projection":
-            hub_file(repository, f"{part}/{CONFIG_FILE}", revision=revision)
-        names = [f"{one}/{name}" for one in folders for name in _part_names(part, variant)]
-        folder = _fetch_first(repository, names, revision).parent.parent
+            hub_file(repository, f"{part}/{CONFIG_FILE}", revision=revision, on_download=on_download)
+        # Where no variant is asked for, a repository that has but the half-precision one will do.
+        variants = (variant,) if variant is not None else (None, "fp16")
+        names = [f"{one}/{name}" for v in variants for one in folders for name in _part_names(part, v)]
+        folder = _fetch_first(repository, list(dict.fromkeys(names)), revision, on_download).parent.parent
     assert folder is not None, "there are parts"
     return folder
 
 
-def _fetch_first(repository: str, names: Sequence[str], revision: str | None) -> Path:
+def _fetch_first(
+    repository: str, names: Sequence[str], revision: str | None, on_download: Callable[[str], None] | None
+) -> Path:
     """The first of several files that the repository has."""
     for name in names:
         try:
-            return hub_file(repository, name, revision=revision).path
+            return hub_file(repository, name, revision=revision, on_download=on_download).path
         except NoSuchFileError:
             continue
     raise WeightsError(f"{repository}: expected {names[0]}, found none of {len(names)} names. Give file= or variant=.")
 
 
-def weights_of_variant(variant: str | None) -> str:
-    """Conversions say what they hold in their variants' names alone."""
-    return "ema" if variant and "ema" in variant.split("_") else "unknown"
+def weights_of_file(file: Path) -> str:
+    """Conversions say what they hold in their variants' names alone: ``diffusion_pytorch_model.fp16_ema.bin``."""
+    return "ema" if "ema" in re.split(r"[._]", file.name) else "unknown"
 
 
 def read_folder_config(folder: Path, rule: PoseRule | None) -> tuple[dict[str, str], Zero123Config]:
@@ -256,7 +275,10 @@ def read_folder_config(folder: Path, rule: PoseRule | None) -> tuple[dict[str, s
     config = config_from_dict(Zero123Config, values.get("network", {}), where)
     if rule is not None and rule != config.pose_rule:
         raise SettingsError(f"{where}: these weights have the pose rule {config.pose_rule!r}, not {rule!r}.")
-    return {key: str(values[key]) for key in ("weights", "source") if key in values}, config
+    said = {key: values[key] for key in ("weights", "source") if key in values}
+    if isinstance(said.get("source"), dict):  # where it was converted from
+        said["source"] = said["source"].get("file") or said["source"].get("repository") or values.get("name")
+    return {key: str(value) for key, value in said.items()}, config
 
 
 # What the configs of conversions call our sizes.

@@ -1,7 +1,8 @@
-"""Any weights that we can load → our own folder: config.json and model.safetensors."""
+"""Any weights that we can load → our own folder: config.json and model.safetensors, or a sub-folder for each part."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from multiview.errors import SettingsError, WeightsError
 from multiview.weights import CONFIG_FILE, WEIGHTS_FILE, file_sha256
 
 from . import registry
+from .generators import build_generator, family_of, fetch_generator, generator_record
 from .loading import WeightsRecord, build, fetch, weights_record
 
 _LARGEST_HALF = torch.finfo(torch.float16).max
@@ -35,10 +37,10 @@ def convert(
     licence and commercial use. The folder is then read back, strictly, before this returns.
 
     Args:
-        source: as `ImageTo3D.from_pretrained` takes it.
+        source: as `ImageTo3D.from_pretrained` or `trilift.generators.load_generator` takes it.
         out: folder, made when missing; a model folder that is there is replaced.
-        dtype: of the numbers in the file: ``fp32``, ``bf16`` or ``fp16``; of published networks only the matrices are
-            made so small, their norms, tokens and field stay fp32.
+        dtype: of the numbers in the file: ``fp32``, ``bf16`` or ``fp16``; of published reconstruction networks only the
+            matrices are made so small, their norms, tokens and field stay fp32, as do SyncDreamer's volume norms.
         revision: see `ImageTo3D.from_pretrained`.
         on_note: likewise.
 
@@ -53,9 +55,11 @@ def convert(
     if dtype not in DTYPES:
         raise SettingsError(f"--dtype {dtype}: expected {', '.join(DTYPES)}.")
     out = Path(out)
-    files = fetch(registry.resolve(source), revision, on_note)
-    if files.weights.resolve().parent == out.resolve():
-        raise SettingsError(f"{out}: the weights come from there, and would be replaced. Choose another with -o.")
+    found = registry.resolve(source)
+    if family_of(found) is not None:
+        return _convert_generator(found, out, dtype, revision, on_note)
+    files = fetch(found, revision, on_note)
+    _check_elsewhere(files.weights.parent, out)
     model: Any = build(files, CPU, "fp32")[0]
     record = weights_record(files, getattr(model, "architecture", "tiny"))
     if dtype == "fp16":
@@ -66,6 +70,31 @@ def convert(
     else:
         model.save(out, _origin(record), DTYPES[dtype])
     return _read_back(out, record)
+
+
+def _convert_generator(
+    source: registry.Source, out: Path, dtype: str, revision: str | None, on_note: Callable[[str], None] | None
+) -> WeightsRecord:
+    """`convert` for view generators, whose parts get a sub-folder each; matching numbers stay mapped, not copied."""
+    files = fetch_generator(source, revision, on_note)
+    _check_elsewhere(files.place if files.place.is_dir() else files.place.parent, out)
+    record = generator_record(files)
+    model = build_generator(files, CPU, DTYPES[dtype])
+    if dtype == "fp16":
+        for network in model.networks:
+            _check_range(network, files.place)
+    model.save_pretrained(out, _origin(record))
+    try:
+        again = fetch_generator(registry.resolve(out), None)
+        build_generator(again, CPU, DTYPES[dtype])
+        return generator_record(again)
+    except WeightsError as error:
+        raise WeightsError(f"{out}: does not load again ({error}). This is a bug of ours.") from error
+
+
+def _check_elsewhere(folder: Path, out: Path) -> None:
+    if folder.resolve() == out.resolve():
+        raise SettingsError(f"{out}: the weights come from there, and would be replaced. Choose another with -o.")
 
 
 def _origin(record: WeightsRecord) -> dict[str, Any]:
@@ -88,8 +117,9 @@ def _check_range(network: torch.nn.Module, where: Path) -> None:
     for key, tensor in network.state_dict().items():
         largest = float(tensor.abs().max()) if tensor.numel() and tensor.is_floating_point() else 0.0
         if largest > _LARGEST_HALF:
+            size = "too large for it" if math.isinf(largest) else f"of {largest:.4g}"
             raise SettingsError(
-                f"{where}: {key} has a number of {largest:.4g}, fp16 ends at {_LARGEST_HALF:.0f}. Take --dtype bf16."
+                f"{where}: {key} has a number {size}, fp16 ends at {_LARGEST_HALF:.0f}. Take --dtype bf16."
             )
 
 

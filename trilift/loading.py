@@ -21,13 +21,25 @@ from multiview.weights import CONFIG_FILE, WEIGHTS_FILE, config_from_dict, file_
 from . import registry
 from .dtype import choose_dtype, why_dtype
 from .elevation import estimate_elevations
-from .families import FAMILIES, PREFIX, Family, find_config, find_family, published_config, read_config, recognise
+from .families import (
+    FAMILIES,
+    PREFIX,
+    Family,
+    find_config,
+    find_family,
+    find_generator,
+    generator_at,
+    own_config,
+    published_config,
+    recognise,
+    refuse_generator,
+)
 
 if TYPE_CHECKING:
     from lrm.published import PublishedModel
 
 # Files of weights that a folder or a repository may have, the best first.
-_USUAL_FILES = (WEIGHTS_FILE, "model.ckpt", "pytorch_model.bin")
+_USUAL_FILES = (WEIGHTS_FILE, *registry.OTHER_FILES)
 _CONFIG_FILES = (CONFIG_FILE, "config.yaml")
 
 
@@ -108,15 +120,18 @@ def fetch(source: registry.Source, revision: str | None, on_note: Callable[[str]
         on_note: told when something is going to be fetched.
 
     Raises:
-        SettingsError: a revision of something that is not on the hub.
+        SettingsError: a view generator, or a revision of something that is not on the hub.
         WeightsError: nothing there that looks like weights, or whatever `multiview.hub.hub_file` raises.
     """
+    if source.row is not None and source.row.stage == "views":
+        refuse_generator(source.name, find_generator(source.row.family))
     if source.repository is not None:
         return _fetch_repository(source, revision, on_note)
     if revision is not None:
         raise SettingsError(f"revision={revision!r}: {source.name} is not from a hub. Leave revision out.")
     path = source.path
     assert path is not None, "a source is a path or a repository"
+    refuse_generator(str(path), generator_at(path))
     weights = _weights_in(path) if path.is_dir() else path
     return Files(weights, _config_of(weights), source)
 
@@ -139,6 +154,7 @@ def _fetch_repository(source: registry.Source, revision: str | None, on_note: Ca
             found = _first_of(repository, _USUAL_FILES[1:], pinned, on_note)
         return Files(found.path, _config_of(found.path), source, found.revision)
     config = _first_of(repository, _CONFIG_FILES, revision, on_note)
+    refuse_generator(repository, find_generator(str(own_config(config.path).get("architecture"))))
     found = _first_of(repository, _USUAL_FILES, revision, on_note)
     return Files(found.path, config.path, source, found.revision)
 
@@ -182,18 +198,10 @@ def _weights_in(folder: Path) -> Path:
 def _config_of(weights: Path) -> Path | None:
     """Our config.json beside a file of weights, or a published config of any family."""
     own = weights.parent / CONFIG_FILE
-    if _is_ours(own):
+    if own_config(own):
         return own
     found = (find_config(family, weights.parent, weights.stem) for family in FAMILIES)
     return next((file for file in found if file is not None), None)
-
-
-def _is_ours(config: Path) -> bool:
-    """Whether a config.json is of our own form: published ones have no format version."""
-    if config.name != CONFIG_FILE or not config.is_file():
-        return False
-    values = read_config(config)
-    return isinstance(values, dict) and "format" in values
 
 
 def build(files: Files, device: torch.device, dtype: str) -> tuple[ReconstructionModel, torch.dtype, str]:
@@ -212,7 +220,7 @@ def build(files: Files, device: torch.device, dtype: str) -> tuple[Reconstructio
         SettingsError: ``dtype`` is unknown or does not go with the device.
     """
     pick_dtype(dtype, device)  # a wrong one fails before anything is read
-    if files.config is not None and _is_ours(files.config):
+    if files.config is not None and own_config(files.config):
         return _build_own(files, files.config, device, dtype)
     state = read_checkpoint(files.weights)
     where = str(files.weights)
@@ -288,22 +296,42 @@ def _block_sizes(config: Any) -> tuple[int, int, int]:
 
 def weights_record(files: Files, architecture: str | None) -> WeightsRecord:
     """What asset.json says of the weights: the table's word where their sum is in it, else the folder's own."""
-    sha256 = remembered_sha256(files.weights)
-    values = read_config_json(files.config.parent) if files.config is not None and _is_ours(files.config) else {}
-    origin = values.get("source") if isinstance(values.get("source"), dict) else {}
-    row = files.source.row or registry.find_sha256(sha256) or registry.find_sha256(str((origin or {}).get("sha256")))
-    said = values.get("commercial")
-    commercial = said if said in ("yes", "no", "conditions") else "unknown"
+    values = {} if files.config is None else own_config(files.config)
+    return make_record(
+        files.source, sha256=remembered_sha256(files.weights), row=files.source.row, values=values,
+        config_sha256=None if files.config is None else file_sha256(files.config), architecture=architecture,
+        revision=files.revision, file=files.weights.name,
+    )  # fmt: skip
+
+
+def make_record(
+    source: registry.Source, *, sha256: str, row: registry.WeightSet | None, values: dict[str, Any],
+    config_sha256: str | None, architecture: str | None, revision: str | None, file: str | None,
+) -> WeightsRecord:  # fmt: skip
+    """Join what is known of some weights.
+
+    Args:
+        source: what the user named.
+        sha256: of the weights.
+        row: of the table, where the user named one; else it is looked for by the sum, or by that of the file that the
+            weights were converted from.
+        values: what our config.json says, empty without one.
+        config_sha256, architecture, revision, file: see `WeightsRecord`.
+    """
+    said = values.get("source")
+    origin: dict[str, Any] = said if isinstance(said, dict) else {}
+    row = row or registry.find_sha256(sha256) or registry.find_sha256(str(origin.get("sha256")))
+    commercial = values.get("commercial")
     return WeightsRecord(
-        name=row.name if row is not None else files.source.name,
+        name=row.name if row is not None else _text_or_none(values.get("name")) or source.name,
         sha256=sha256,
-        config_sha256=None if files.config is None else file_sha256(files.config),
+        config_sha256=config_sha256,
         licence=row.licence if row else _text_or_none(values.get("licence")),
-        commercial=row.commercial if row else commercial,
+        commercial=row.commercial if row else (commercial if commercial in ("yes", "no", "conditions") else "unknown"),
         architecture=architecture,
-        repository=files.source.repository or _text_or_none((origin or {}).get("repository")),
-        revision=files.revision or _text_or_none((origin or {}).get("revision")),
-        file=files.weights.name,
+        repository=source.repository or _text_or_none(origin.get("repository")),
+        revision=revision or _text_or_none(origin.get("revision")),
+        file=file,
     )
 
 

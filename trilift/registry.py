@@ -1,21 +1,24 @@
 """Every weight set that this project knows, as data.
 
-``ready`` rows can be used today. ``planned`` rows are published weights whose loaders have not come yet. Their facts
-(files, sizes, hashes, licences) are those of their publishers, and what is not known stays None.
+``ready`` rows can be used today; ``planned`` ones would be weights whose loaders have not come yet. Their facts (files,
+sizes, hashes, licences) are those of their publishers, and what is not known stays None.
 """
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from multiview.errors import WeightsError
-from multiview.hub import cached_file, is_hub_id
+from multiview.hub import HubFile, cached_file, is_hub_id
 
 EMBEDDED = Path(__file__).parent / "weights"
 WEIGHTS_FILE = "model.safetensors"
+OTHER_FILES = ("model.ckpt", "pytorch_model.bin")
+"""What a reconstruction model's weights may be called on the hub where there is no `WEIGHTS_FILE`, the best first."""
 Commercial = Literal["yes", "no", "conditions", "unknown"]
 
 
@@ -37,9 +40,12 @@ class WeightSet:
         size_bytes: of that file, as precisely as its publisher states it.
         licence: of the weights.
         commercial: whether they may be used commercially; ``conditions``: the licence sets terms, read them.
-        memory_bytes: peak memory of a lift.
+        memory_bytes: peak memory of a lift, or of a generator's run, in fp32 on the CPU.
         status: ``ready`` or ``planned``.
         needs_views: how many views it wants; 1 is the photo alone. 0 for view generators.
+        options: what the weights do not say themselves and their loader must be told: ``pose_rule`` of the Zero123
+            family; ``version`` and ``unet`` of Zero123++.
+        page: where their publisher has them when that is not the repository.
     """
 
     name: str
@@ -57,11 +63,13 @@ class WeightSet:
     memory_bytes: int | None
     status: Literal["ready", "planned"]
     needs_views: int
+    options: Mapping[str, str] = field(default_factory=dict)
+    page: str | None = None
 
     @property
     def embedded_folder(self) -> Path:
         """Where the weights lie when they come with the package."""
-        return EMBEDDED / self.name
+        return EMBEDDED / self.family
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,16 @@ def _memory(size_bytes: int) -> int:
     return size_bytes + 1_000_000_000
 
 
+_PLUS_PARAMETERS = 865_910_724 + 83_653_863 + 632_076_800
+"""Zero123++: UNet and VAE of Stable Diffusion 2, CLIP ViT-H/14; the text encoder is asked once and let go."""
+
+
+def _generator_memory(parameters: int, working_bytes: int) -> int:
+    """About the peak memory of a generator in fp32 on the CPU: its weights, what its networks keep while they work (as
+    `multiview.networks` counts it), and 0.7 GB of libraries."""
+    return 4 * parameters + working_bytes + 700_000_000
+
+
 def _openlrm(data: str, size: str, size_bytes: int) -> WeightSet:
     """OpenLRM 1.1: six sets of one architecture; sizes are parameters * 4 bytes, without the file's header."""
     trained_on = {"obj": "Objaverse", "mix": "Objaverse and MVImgNet"}[data]
@@ -145,12 +163,40 @@ def _instantmesh(size: str, size_bytes: int, sha256: str) -> WeightSet:
     )  # fmt: skip
 
 
-def _zero123plus(version: str) -> WeightSet:
+def _zero123(
+    name: str, what: str, pose_rule: str, repository: str, file: str, *, licence: str, commercial: Commercial,
+    size_bytes: int | None = None, sha256: str | None = None, page: str | None = None,
+) -> WeightSet:  # fmt: skip
+    """One architecture, 1,247,746,219 parameters; training checkpoints are several times larger than what is used."""
     return WeightSet(
-        name=f"zero123plus-v{version}", what="Zero123++: six fixed views of the photo's object", family="zero123plus",
-        stage="views", repository=f"sudo-ai/zero123plus-v{version}", revision=None, file=None, config_file=None,
-        sha256=None, size_bytes=None, licence="CC-BY-NC-4.0", commercial="no", memory_bytes=None,
-        status="planned", needs_views=0,
+        name=name, what=what, family="zero123", stage="views", repository=repository, revision=None, file=file,
+        config_file=None, sha256=sha256, size_bytes=size_bytes, licence=licence, commercial=commercial,
+        memory_bytes=_generator_memory(1_247_746_219, 205_000_000), status="ready", needs_views=0,
+        options={"pose_rule": pose_rule}, page=page,
+    )  # fmt: skip
+
+
+def _zero123plus(
+    version: str, *, name: str | None = None, what: str = "Zero123++: six fixed views of the photo's object",
+    repository: str | None = None, file: str | None = None, sha256: str | None = None,
+    licence: str = "CC-BY-NC-4.0", unet: str | None = None,
+) -> WeightSet:  # fmt: skip
+    return WeightSet(
+        name=name or f"zero123plus-v{version}", what=what, family="zero123plus",
+        stage="views", repository=repository or f"sudo-ai/zero123plus-v{version}", revision=None, file=file,
+        config_file=None, sha256=sha256, size_bytes=None, licence=licence, commercial="no",
+        memory_bytes=_generator_memory(_PLUS_PARAMETERS, 1_920_000_000), status="ready", needs_views=0,
+        options={"version": version} | ({} if unet is None else {"unet": unet}),
+    )  # fmt: skip
+
+
+def _tiny_views(name: str, what: str, answer: str) -> WeightSet:
+    """A row of the embedded view generator; ``answer`` as in `trilift.embeddedviews`."""
+    return WeightSet(
+        name=name, what=what, family="tiny-views", stage="views", repository=None, revision=None, file=WEIGHTS_FILE,
+        config_file="config.json", sha256="770ba816915d3e0f39f7e700101ba5ca6acd3a7141cba1ba88bec1b0446ec526",
+        size_bytes=8_076_328, licence="Apache-2.0", commercial="yes", memory_bytes=560_000_000, status="ready",
+        needs_views=0, options={"answer": answer},
     )  # fmt: skip
 
 
@@ -161,6 +207,8 @@ WEIGHT_SETS: tuple[WeightSet, ...] = (
         sha256="be81afd54a850a5d486b0ce93220d48a61cdea42f83428a23c670f01ba83f858", size_bytes=14_144_132,
         licence="Apache-2.0", commercial="yes", memory_bytes=490_000_000, status="ready", needs_views=1,
     ),
+    _tiny_views("tiny-views", "embedded: six views drawn by a small diffusion model of this project", "drawn"),
+    _tiny_views("tiny-views-mean", "the same weights as a regressor: the mean of all views that fit", "mean"),
     WeightSet(
         name="triposr", what="TripoSR", family="triposr", stage="reconstruction", repository="stabilityai/TripoSR",
         revision="5b521936b01fbe1890f6f9baed0254ab6351c04a", file="model.ckpt", config_file="config.yaml",
@@ -175,35 +223,46 @@ WEIGHT_SETS: tuple[WeightSet, ...] = (
     _openlrm("mix", "large", 1_808_552_016),
     _instantmesh("base", 1_253_151_890, "bcbfff8be8545f8206110f432afddedfb4311abc1146b843ab2bdb6678f8d9c9"),
     _instantmesh("large", 1_514_088_389, "530a344ea9b856e012492b9644ab73532ddf7c06d548f60c489e49a528322fb9"),
-    WeightSet(
-        name="zero123-xl", what="Zero123-XL: any one view of the photo's object", family="zero123", stage="views",
-        repository=None, revision=None, file="zero123-xl.ckpt", config_file=None,
-        sha256="bc4ea2f8696ed96495a756e178cab659de807bbae2d2df18987cf61c44070696", size_bytes=15_465_973_531,
-        licence="MIT", commercial="yes", memory_bytes=None, status="planned", needs_views=0,
+    _zero123(
+        "zero123-105000", "Zero123, first release: any one view of the photo's object", "distance",
+        "cvlab/zero123-weights", "105000.ckpt", licence="MIT", commercial="yes",
     ),
-    WeightSet(
-        name="stable-zero123", what="Stable Zero123: any one view of the photo's object", family="zero123",
-        stage="views", repository="stabilityai/stable-zero123", revision=None, file="stable_zero123.ckpt",
-        config_file=None, sha256=None, size_bytes=8_580_000_000,
+    _zero123(
+        "zero123-165000", "Zero123 trained longer: any one view of the photo's object", "distance",
+        "cvlab/zero123-weights", "165000.ckpt", licence="MIT", commercial="yes",
+    ),
+    _zero123(
+        "zero123-xl", "Zero123-XL: any one view of the photo's object", "distance",
+        # Its publisher has it on a server of his own; here is a copy, held to the sum.
+        "thesudio/stable_zero_123_XL", "zero123-xl.ckpt", licence="MIT", commercial="yes", size_bytes=15_465_973_531,
+        sha256="bc4ea2f8696ed96495a756e178cab659de807bbae2d2df18987cf61c44070696",
+        page="https://zero123.cs.columbia.edu/assets/zero123-xl.ckpt",
+    ),
+    _zero123(
+        "stable-zero123", "Stable Zero123: any one view of the photo's object", "polar",
+        "stabilityai/stable-zero123", "stable_zero123.ckpt", size_bytes=8_580_000_000,
         licence="Stability AI Non-Commercial Research Community", commercial="no",
-        memory_bytes=None, status="planned", needs_views=0,
     ),
-    WeightSet(
-        name="stable-zero123-c", what="Stable Zero123 C: trained on CC-BY and CC0 objects only", family="zero123",
-        stage="views", repository="stabilityai/stable-zero123", revision=None, file="stable_zero123_c.ckpt",
-        config_file=None, sha256=None, size_bytes=8_580_000_000,
+    _zero123(
+        "stable-zero123-c", "Stable Zero123 C: trained on CC-BY and CC0 objects only", "polar",
+        "stabilityai/stable-zero123", "stable_zero123_c.ckpt", size_bytes=8_580_000_000,
         licence="Stability AI Community", commercial="conditions",
-        memory_bytes=None, status="planned", needs_views=0,
     ),
     WeightSet(
         name="syncdreamer", what="SyncDreamer: sixteen consistent views at 30 degrees", family="syncdreamer",
         stage="views", repository="camenduru/SyncDreamer", revision=None, file="syncdreamer-pretrain.ckpt",
         config_file=None, sha256=None, size_bytes=5_570_000_000,
         licence="not stated by the publisher (code MIT)", commercial="unknown",
-        memory_bytes=None, status="planned", needs_views=0,
+        memory_bytes=_generator_memory(1_353_766_827, 205_000_000), status="ready", needs_views=0,
     ),
     _zero123plus("1.1"),
     _zero123plus("1.2"),
+    _zero123plus(
+        "1.2", name="zero123plus-v1.2-instantmesh", what="InstantMesh's own UNet in Zero123++ 1.2: views on white",
+        repository="TencentARC/InstantMesh", file="diffusion_pytorch_model.bin",
+        sha256="9d78d78421d1feb6871d13e13e86ed8099628648d7d9c51ffca9015b7d5fa3c4", unet="instantmesh",
+        licence="Apache-2.0 as published, made from CC-BY-NC-4.0 weights (Zero123++)",
+    ),
 )  # fmt: skip
 
 
@@ -244,7 +303,8 @@ def resolve(name_or_path: str | Path) -> Source:
     """Turn what a user named into a place of weights: a known name, a folder or file, or ``owner/name`` on the hub.
 
     A known name wins over a folder of the same name in the working directory; write ``./tiny`` for the folder. What
-    exists here wins over the hub.
+    exists here wins over the hub. ``NAME=PATH`` says that the folder or file at PATH holds the weights that the table
+    calls NAME: their licence, and what their files do not say, then come from the table.
 
     Raises:
         WeightsError: unknown, planned, not in this installation, or a repository of which the table knows several sets.
@@ -255,11 +315,21 @@ def resolve(name_or_path: str | Path) -> Source:
         return _known(find(name))
     if path.exists():
         return Source(path.resolve().name if path.is_dir() else path.stem, path)
+    if is_text and any(name.startswith(f"{row.name}=") for row in WEIGHT_SETS):
+        known, _, place = name.partition("=")
+        return _said_to_be(find(known), Path(place))
     if is_text and is_hub_id(name):
         return _on_hub(name)
     if is_text and path.name == name and not path.suffix:
         find(name)  # always fails, with the nearest known names
     raise WeightsError(f"{path}: there is no such folder or file. Known by name: {', '.join(ready_names())}.")
+
+
+def _said_to_be(row: WeightSet, path: Path) -> Source:
+    """``NAME=PATH``; where the table has a sum, whoever reads the file holds it to that."""
+    if not path.exists():
+        raise WeightsError(f"{row.name}={path}: there is no folder or file {path}.")
+    return Source(row.name, path, row=row)
 
 
 def _known(row: WeightSet) -> Source:
@@ -291,7 +361,39 @@ def _path_here(row: WeightSet) -> Path | None:
     if row.repository is None:
         path = row.embedded_folder / WEIGHTS_FILE
         return path if row.status == "ready" and path.is_file() else None
-    if row.file is None:
-        return None
-    found = cached_file(row.repository, row.file, row.revision)
+    if row.family == "zero123plus":
+        return _plus_here(row)
+    assert row.file is not None, "every other repository has one main file"
+    names: tuple[str, ...] = (row.file,)
+    if row.stage == "reconstruction" and row.sha256 is None:
+        names += OTHER_FILES  # not every repository has the newer form
+    found = _first_cached(row.repository, names, row.revision)
     return None if found is None else found.path
+
+
+# One file of each that a published Zero123++ must have to be used; the small ones come with them.
+_PLUS_FILES = {
+    "unet": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+    "vae": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+    "vision_encoder": ("model.safetensors", "pytorch_model.bin"),
+    "text_encoder": ("model.safetensors", "pytorch_model.bin"),
+}
+
+
+def _plus_here(row: WeightSet) -> Path | None:
+    """The UNet of a Zero123++ of which every part is in the hub's cache; they may be in fp16 variants."""
+    base = f"sudo-ai/zero123plus-v{row.options['version']}"
+    parts: dict[str, HubFile | None] = {}
+    for part, names in _PLUS_FILES.items():
+        variants = (variant for name in names for variant in (name, name.replace(".", ".fp16.", 1)))
+        parts[part] = _first_cached(base, tuple(f"{part}/{name}" for name in variants), None)
+    if "unet" in row.options:
+        assert row.repository is not None and row.file is not None
+        parts["unet"] = cached_file(row.repository, row.file, row.revision)
+    unet = parts["unet"]
+    return unet.path if unet is not None and None not in parts.values() else None
+
+
+def _first_cached(repository: str, names: tuple[str, ...], revision: str | None) -> HubFile | None:
+    found = (cached_file(repository, name, revision) for name in names)
+    return next((file for file in found if file is not None), None)

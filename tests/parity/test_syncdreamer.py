@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multiview import syncdreamer, syncdreamervolumes
+from multiview import networks, syncdreamer, syncdreamervolumes
 from multiview.cameras import project
 from multiview.checkpoint import Dropped, rename_keys
 from multiview.devices import on_accelerator
@@ -641,7 +641,7 @@ def tiny_model(**options: Any) -> SyncDreamer:
 @pytest.fixture(autouse=True)
 def batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let views go through the networks together as on a GPU: the tiny ones are hardly slower with sixteen than one."""
-    monkeypatch.setattr(syncdreamer, "on_accelerator", lambda _device: True)
+    monkeypatch.setattr(networks, "on_accelerator", lambda _device: True)
 
 
 @functools.cache
@@ -695,7 +695,7 @@ def test_view_batch_size_changes_nothing() -> None:
 
 
 def test_on_the_cpu_not_even_rounding_depends_on_view_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(syncdreamer, "on_accelerator", on_accelerator)
+    monkeypatch.setattr(networks, "on_accelerator", on_accelerator)
     one, sixteen = run(tiny(), steps=1, view_batch_size=1), run(tiny(), steps=1, view_batch_size=16)
     assert torch.equal(one, sixteen)
     assert torch.equal(tiny().decode(one, 1), tiny().decode(one, 16))

@@ -322,7 +322,7 @@ def test_an_unknown_scheduler_is_refused() -> None:
 def test_other_schedulers_give_other_pictures_and_parity_does_not_heed_them(
     name: Any, model: Zero123Plus, cutout: Tensor, ours: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model, "scheduler_name", name)
+    monkeypatch.setattr(model, "scheduler", plus_scheduler(name))
     found = model(cutout, generator=seeded(), num_inference_steps=STEPS, output_type="latent")
     assert isinstance(found, Tensor) and bool(torch.isfinite(found).all())
     assert (found - ours).abs().max() > 0.01
@@ -631,7 +631,7 @@ def test_a_published_folder_and_what_we_save_of_it_are_the_same_model(
     again = Zero123Plus.from_pretrained(tmp_path / "own", scheduler="ddim")
     assert again.config == model.config
     assert torch.equal(again.prompt, model.prompt)
-    again.scheduler_name = "euler-ancestral"
+    again.set_scheduler("euler-ancestral")
     assert torch.equal(last_latents(again, cutout), last_latents(model, cutout))
     assert not list((tmp_path / "own").rglob(".aside*"))
 
@@ -758,7 +758,7 @@ def test_a_hub_name_is_fetched_file_by_file_as_far_as_it_is_read(
         Zero123Plus.from_pretrained("sudo-ai/zero123plus-v1.2", revision="abc")
     assert "unet/diffusion_pytorch_model.safetensors" in asked
     asked.clear()
-    monkeypatch.setattr("multiview.zero123plusweights._fetch_first", lambda repository, files, revision: None)
+    monkeypatch.setattr("multiview.zero123plusweights._fetch_first", lambda *_: None)
     model = Zero123Plus.from_pretrained("sudo-ai/zero123plus-v1.2", revision="abc", unet="instantmesh")
     assert (model.name, model.config.background) == ("sudo-ai/zero123plus-v1.2", 255)
     assert {"model_index.json", "tokenizer/vocab.json", "vae/config.json", "text_encoder/config.json"} < set(asked)

@@ -13,8 +13,11 @@ import torch
 from multiview.errors import SettingsError, WeightsError
 from multiview.weights import file_sha256, read_safetensors
 from tests.published import FILES, SMALL, published_folder, published_state, save_published
+from tests.small_generators import SMALL as SMALL_GENERATORS
+from tests.small_generators import make_small
 from trilift import ImageTo3D, cli, registry
 from trilift.convert import convert
+from trilift.generators import load_generator
 
 
 @pytest.mark.parametrize("family", list(SMALL))
@@ -110,3 +113,83 @@ def test_what_does_not_load_again_is_called_a_bug(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(TripoSR, "save", lossy)
     with pytest.raises(WeightsError, match=r"does not load again .*a bug of ours"):
         convert(source, tmp_path / "out")
+
+
+# View generators
+
+
+@pytest.mark.parametrize("name", list(SMALL_GENERATORS))
+def test_a_generator_comes_back_with_the_same_numbers_and_says_its_origin(name: str, tmp_path: Path) -> None:
+    source = make_small(name, tmp_path / "src", seed=2)
+    record = convert(source, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["format"] == 1 and config["architecture"] == record.architecture
+    before = load_generator(source, device="cpu")
+    assert config["source"] == {"repository": None, "revision": None, "file": None, "sha256": before.weights.sha256}
+    after = load_generator(tmp_path / "out", device="cpu")
+    assert after.weights == record and after.weights.name == before.weights.name == "src"
+    for a, b in zip(before.model.networks, after.model.networks, strict=True):  # type: ignore[attr-defined]
+        found = b.state_dict()
+        assert all(torch.equal(found[key], value) for key, value in a.state_dict().items())
+    assert not list(tmp_path.rglob(".aside-*"))
+
+
+def test_a_conversion_of_known_weights_keeps_pose_rule_licence_and_origin(tmp_path: Path) -> None:
+    source = make_small("stable-zero123", tmp_path / "src")
+    (source / "config.json").unlink()
+    convert(f"stable-zero123={source}", tmp_path / "out", dtype="bf16")
+    notes: list[str] = []
+    loaded = load_generator(tmp_path / "out", device="cpu", on_note=notes.append)
+    assert loaded.model.record["pose_rule"] == "polar"  # type: ignore[attr-defined]
+    assert (loaded.weights.name, loaded.weights.commercial) == ("stable-zero123", "no")
+    assert notes[0].startswith("weights stable-zero123: licence Stability AI Non-Commercial")
+    with pytest.raises(SettingsError, match="--commercial-ok: stable-zero123"):
+        load_generator(tmp_path / "out", commercial_ok=True)
+    stored = read_safetensors(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    # Whoever converts again hands on what the first conversion said.
+    again = convert(tmp_path / "out", tmp_path / "again", dtype="bf16")
+    assert (again.name, again.licence, again.commercial) == (
+        "stable-zero123", "Stability AI Non-Commercial Research Community", "no",
+    )  # fmt: skip
+
+
+def test_norms_of_syncdreamers_volumes_stay_fp32(tmp_path: Path) -> None:
+    convert(make_small("syncdreamer", tmp_path / "src"), tmp_path / "out", dtype="fp16")
+    stored = read_safetensors(tmp_path / "out" / "volume" / "model.safetensors")
+    kinds = {key.split(".")[-2]: tensor.dtype for key, tensor in stored.items()}
+    assert kinds["norm"] == torch.float32 and torch.float16 in kinds.values()
+
+
+def test_generators_are_not_converted_onto_themselves_or_into_fp16_that_cannot_hold_them(tmp_path: Path) -> None:
+    source = make_small("zero123", tmp_path / "src")
+    with pytest.raises(SettingsError, match="the weights come from there"):
+        convert(source, source)
+    file = source / "cc_projection" / "diffusion_pytorch_model.safetensors"
+    state = {key: tensor.clone() for key, tensor in read_safetensors(file).items()}
+    state["bias"][0] = 1e6
+    save_published(file, state)
+    with pytest.raises(SettingsError, match=r"cc_projection\.bias has a number too large for it, fp16 ends at 65504"):
+        convert(source, tmp_path / "out", dtype="fp16")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_generator_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_small("zero123plus", tmp_path / "src")
+    assert cli.main(["convert", str(source), "-o", str(tmp_path / "out")]) == cli.OK
+    assert capsys.readouterr().err.startswith(f"src (zero123plus) written to {tmp_path / 'out'}, sha256 ")
+    file = source / "vae" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    assert cli.main(["convert", str(source), "-o", str(tmp_path / "other")]) == cli.FAILED
+    assert "not a whole safetensors file" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
+def test_a_cancelled_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_small("zero123plus", tmp_path / "src")
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("multiview.zero123plusweights.save_folder", stopped)
+    assert cli.main(["convert", str(source), "-o", str(tmp_path / "out")]) == cli.INTERRUPTED
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]

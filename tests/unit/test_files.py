@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from multiview.errors import OutputError
-from multiview.files import write_bytes_whole, write_json_whole, written_whole
+from multiview.files import folder_written_whole, write_bytes_whole, write_json_whole, written_whole
 
 
 def no_space(*_: Any, **__: Any) -> Any:
@@ -114,3 +114,50 @@ def test_json_without_numbers_is_refused_before_anything_is_written(tmp_path: Pa
     with pytest.raises(ValueError, match="nan"):
         write_json_whole(tmp_path / "a.json", {"x": float("nan")})
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "model"
+    with folder_written_whole(folder, last="config.json") as aside:
+        (aside / "unet").mkdir()
+        (aside / "unet" / "a.bin").write_bytes(b"1")
+        (aside / "config.json").write_text("{}")
+        assert not folder.exists()
+    assert (folder / "unet" / "a.bin").read_bytes() == b"1" and os.listdir(folder.parent) == ["model"]
+    with pytest.raises(KeyboardInterrupt), folder_written_whole(folder, last="config.json") as aside:
+        (aside / "config.json").write_text("half")
+        raise KeyboardInterrupt
+    assert (folder / "config.json").read_text() == "{}" and os.listdir(folder.parent) == ["model"]
+
+
+def test_a_folder_that_is_there_gets_new_files_its_mark_last_and_keeps_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "unet").mkdir()
+    for name, text in (("config.json", "old"), ("unet/a.bin", "old"), ("notes.txt", "mine")):
+        (tmp_path / name).write_text(text)
+    order: list[str] = []
+    replace = os.replace
+
+    def watched(source: Any, target: Path) -> None:
+        order.append(target.name)
+        assert not (tmp_path / "config.json").exists()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    with folder_written_whole(tmp_path, last="config.json") as aside:
+        (aside / "unet").mkdir()
+        for name in ("config.json", "unet/a.bin", "z.bin"):
+            (aside / name).write_text("new")
+    assert sorted(order) == ["a.bin", "config.json", "z.bin"] and order[-1] == "config.json"
+    found = {name: (tmp_path / name).read_text() for name in ("config.json", "unet/a.bin", "z.bin", "notes.txt")}
+    assert found == {"config.json": "new", "unet/a.bin": "new", "z.bin": "new", "notes.txt": "mine"}
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OutputError, match=r"file/model: could not be written"),
+        folder_written_whole(tmp_path / "file" / "model", last="config.json"),
+    ):
+        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,19 @@ from multiview.errors import WeightsError
 from trilift import registry
 from trilift.registry import WEIGHT_SETS, Source, find, models, resolve
 
-PLANNED = [row for row in WEIGHT_SETS if row.status == "planned"]
-
 
 def test_names_are_unique_and_complete():
     names = [row.name for row in WEIGHT_SETS]
-    assert len(set(names)) == len(names) == 16
+    assert len(set(names)) == len(names)
     sizes = [f"openlrm-{data}-{size}" for data in ("obj", "mix") for size in ("small", "base", "large")]
-    assert registry.ready_names() == ["tiny", "triposr", *sizes, "instantmesh-base", "instantmesh-large"]
-    assert {"triposr", "openlrm-mix-base", "instantmesh-large", "zero123plus-v1.2"} <= set(names)
+    published = ["triposr", *sizes, "instantmesh-base", "instantmesh-large"]
+    views = [
+        "zero123-105000", "zero123-165000", "zero123-xl", "stable-zero123", "stable-zero123-c", "syncdreamer",
+        "zero123plus-v1.1", "zero123plus-v1.2", "zero123plus-v1.2-instantmesh",
+    ]  # fmt: skip
+    own = {row.name for row in WEIGHT_SETS if row.repository is None}
+    assert [name for name in registry.ready_names() if name not in own] == published + views
+    assert "tiny" in own
 
 
 @pytest.mark.parametrize("row", WEIGHT_SETS, ids=lambda row: row.name)
@@ -31,7 +36,10 @@ def test_facts_of_a_row_go_together(row):
     assert row.licence and row.commercial in ("yes", "no", "conditions", "unknown")
     assert row.revision is None or re.fullmatch("[0-9a-f]{40}", row.revision)
     if row.status == "ready":
-        assert row.file and row.memory_bytes and row.memory_bytes > (row.size_bytes or 0)
+        assert row.memory_bytes and (row.file or row.family == "zero123plus")
+    if row.stage == "reconstruction":
+        # Training checkpoints of generators hold several times what is used.
+        assert row.memory_bytes and row.memory_bytes > (row.size_bytes or 0)
     if "NC" in row.licence or "Non-Commercial" in row.licence:
         assert row.commercial == "no"
 
@@ -44,10 +52,46 @@ def test_openlrm_sizes_are_four_bytes_a_parameter():
     assert find("openlrm-mix-large").repository == "zxhezexin/openlrm-mix-large-1.1"
 
 
-@pytest.mark.parametrize("row", PLANNED, ids=lambda row: row.name)
-def test_planned_weights_say_so(row):
-    with pytest.raises(WeightsError, match=rf"{row.name}: planned, not yet available.*Ready today: tiny"):
-        resolve(row.name)
+def test_licences_and_pose_rules_of_the_generators():
+    """As their publishers state them; what a set was trained with is in no file of theirs."""
+    said = {
+        name: (row.commercial, row.options.get("pose_rule"))
+        for name, row in ((row.name, row) for row in WEIGHT_SETS)
+        if row.family == "zero123"
+    }
+    assert said == {
+        "zero123-105000": ("yes", "distance"), "zero123-165000": ("yes", "distance"), "zero123-xl": ("yes", "distance"),
+        "stable-zero123": ("no", "polar"), "stable-zero123-c": ("conditions", "polar"),
+    }  # fmt: skip
+    assert find("zero123-165000").repository == "cvlab/zero123-weights" and find("zero123-xl").licence == "MIT"
+    assert find("syncdreamer").commercial == "unknown" and find("syncdreamer").repository == "camenduru/SyncDreamer"
+    assert [find(f"zero123plus-v{v}").commercial for v in ("1.1", "1.2", "1.2-instantmesh")] == ["no"] * 3
+    assert find("zero123plus-v1.2-instantmesh").options == {"version": "1.2", "unet": "instantmesh"}
+
+
+def test_instantmeshs_unet_is_the_one_that_the_loader_takes():
+    from multiview.zero123plusweights import INSTANTMESH_BASE, INSTANTMESH_UNET
+
+    row = find("zero123plus-v1.2-instantmesh")
+    assert (row.repository, row.file, row.sha256) == INSTANTMESH_UNET
+    assert find("zero123plus-v1.2").repository == INSTANTMESH_BASE
+
+
+def test_planned_weights_say_so(monkeypatch):
+    row = replace(find("triposr"), status="planned")
+    monkeypatch.setattr(registry, "WEIGHT_SETS", (find("tiny"), row))
+    with pytest.raises(WeightsError, match=r"triposr: planned, not yet available.*Ready today: tiny"):
+        resolve("triposr")
+
+
+def test_a_path_can_be_said_to_hold_known_weights(tmp_path):
+    file = tmp_path / "x=y.ckpt"
+    file.write_bytes(b"x")
+    row = find("stable-zero123")
+    assert resolve(f"stable-zero123={file}") == Source("stable-zero123", file, None, row)
+    assert resolve(str(file)) == Source("x=y", file)
+    with pytest.raises(WeightsError, match=r"triposr=gone: there is no folder or file gone"):
+        resolve("triposr=gone")
 
 
 def test_unknown_name_gets_the_nearest_known_ones():
@@ -145,6 +189,37 @@ def test_models_finds_what_the_hub_cache_holds(tmp_path, monkeypatch):
     assert rows["triposr"].path == tmp_path / "model.ckpt"
     assert not rows["openlrm-obj-small"].here
     assert ("stabilityai/TripoSR", "model.ckpt", find("triposr").revision) in asked
+
+
+def cache(monkeypatch, files):
+    """Let the hub's cache hold {repository: files} and nothing else."""
+    import huggingface_hub
+
+    def cached(repository, file, revision=None):
+        return f"/cache/{repository}/{file}" if file in files.get(repository, ()) else None
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    return {info.weights.name: info.path for info in models() if info.path is not None and info.weights.repository}
+
+
+def test_models_sees_older_forms_too(monkeypatch):
+    here = cache(monkeypatch, {"zxhezexin/openlrm-mix-base-1.1": ["pytorch_model.bin"]})
+    assert here == {"openlrm-mix-base": Path("/cache/zxhezexin/openlrm-mix-base-1.1/pytorch_model.bin")}
+    # TripoSR's sum is known: another file is not it.
+    assert cache(monkeypatch, {"stabilityai/TripoSR": ["pytorch_model.bin"]}) == {}
+
+
+def test_zero123plus_is_here_when_every_part_is(monkeypatch):
+    parts = [
+        "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors",
+        "vision_encoder/model.safetensors", "text_encoder/pytorch_model.bin",
+    ]  # fmt: skip
+    base = "sudo-ai/zero123plus-v1.2"
+    assert cache(monkeypatch, {base: parts}) == {"zero123plus-v1.2": Path(f"/cache/{base}/{parts[0]}")}
+    assert cache(monkeypatch, {base: parts[1:]}) == {}
+    own = {"TencentARC/InstantMesh": ["diffusion_pytorch_model.bin"]}
+    assert list(cache(monkeypatch, {base: parts[1:], **own})) == ["zero123plus-v1.2-instantmesh"]
+    assert cache(monkeypatch, {base: parts[1:3], **own}) == {}
 
 
 def test_embedded_weights_have_the_hash_of_the_table():
