@@ -117,6 +117,34 @@ def write_views(folder: str | Path, views: Views) -> None:
     write_json_whole(folder / CAMERAS_FILE, {"format": FORMAT_VERSION, "axes": "opengl", "views": rows})
 
 
+def write_transforms(folder: str | Path, views: Views) -> None:
+    """Write NeRF's ``transforms.json`` beside the pictures that `write_views` has written.
+
+    It has what Blender's NeRF scenes, instant-ngp and nerfstudio look for: ``camera_angle_x`` in radians where all
+    views share one, and for every frame its pose (Blender's and OpenGL's axes, world z up) and intrinsics in pixels.
+
+    Args:
+        folder: with ``000.png``, ``001.png``, ...
+        views: those of the pictures, at least one.
+
+    Raises:
+        ImageError: there are no views.
+        OutputError: it could not be written.
+    """
+    folder = Path(folder)
+    if len(views) == 0:
+        raise ImageError(f"{folder}: no views to write. Give at least one.")
+    height, width = views.image_size
+    frames = []
+    for index, (c2w, k) in enumerate(zip(views.cameras.c2w, views.cameras.intrinsics.double(), strict=True)):
+        x, y = (k[0] * width).tolist(), (k[1] * height).tolist()
+        camera = {"fl_x": x[0], "fl_y": y[1], "cx": x[2], "cy": y[2], "w": width, "h": height}
+        frames.append({"file_path": f"{index:03d}.png", "transform_matrix": c2w.tolist(), **camera})
+    angles = {round(2 * math.atan(width / (2 * frame["fl_x"])), 9) for frame in frames}
+    shared = {"camera_angle_x": angles.pop()} if len(angles) == 1 else {}
+    write_json_whole(folder / NERF_FILE, {"camera_model": "PINHOLE", **shared, "frames": frames})
+
+
 def zero123plus_cameras(distance: float = ZERO123PLUS_DISTANCE) -> Cameras:
     """The six cameras of a Zero123++ v1.2 sheet, tile by tile, about an object whose photograph is at azimuth 0.
 

@@ -82,6 +82,18 @@ class Cameras:
         index = torch.as_tensor(list(indices), dtype=torch.long, device=self.c2w.device)
         return Cameras(self.c2w[index], self.intrinsics[index])
 
+    def scaled(self, factor: float) -> Cameras:
+        """The same pictures in a world whose lengths are ``factor`` times as long: positions grow, nothing turns.
+
+        Raises:
+            CameraError: ``factor`` is not positive.
+        """
+        if not 0 < factor < float("inf"):
+            raise CameraError(f"a world is scaled by a positive number, found {factor}.")
+        c2w = self.c2w.clone()
+        c2w[:, :3, 3] *= factor
+        return Cameras(c2w, self.intrinsics)
+
     @staticmethod
     def cat(parts: Sequence[Cameras]) -> Cameras:
         """All cameras of ``parts``, one after the other."""
@@ -133,6 +145,20 @@ def orbit(
     c2w[:, :3, :3] = torch.stack([right, up, back], -1)
     c2w[:, :3, 3] = back * dist[:, None]
     return Cameras(c2w.float(), intrinsics_from_fov(fov).float())
+
+
+def orbit_angles(cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
+    """Where cameras stand, seen from the origin: the numbers that `orbit` takes, whatever the cameras look at.
+
+    Returns:
+        (V,) float64 azimuths in [0, 360) degrees (0 straight above and below), (V,) elevations in degrees, and (V,)
+        distances in world units.
+    """
+    x, y, z = cameras.positions.double().unbind(-1)
+    azimuth = torch.rad2deg(torch.atan2(y, x)) % 360
+    # A hair below 0 would come out as 360 less a hair.
+    azimuth = torch.where(360 - azimuth < 1e-4, 0.0, azimuth)
+    return azimuth, torch.rad2deg(torch.atan2(z, torch.hypot(x, y))), cameras.positions.double().norm(dim=-1)
 
 
 def look_at(position: Tensor, target: Tensor, up: Tensor | None = None) -> Tensor:

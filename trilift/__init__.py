@@ -26,18 +26,22 @@ if TYPE_CHECKING:
     from .photo import Photo, load_photo
     from .pipeline import ImageTo3D, lift, lift_folder
     from .registry import models
-    from .settings import LiftSettings
+    from .settings import LiftSettings, ViewSettings
+    from .views import GeneratedViews, PhotoToViews
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Asset",
     "Cutout",
+    "GeneratedViews",
     "ImageTo3D",
     "LiftResult",
     "LiftSettings",
     "Photo",
+    "PhotoToViews",
     "TriliftError",
+    "ViewSettings",
     "__version__",
     "cut_out",
     "lift",
@@ -49,11 +53,14 @@ __all__ = [
 _HOMES = {
     "Asset": ".asset",
     "Cutout": ".foreground",
+    "GeneratedViews": ".views",
     "ImageTo3D": ".pipeline",
     "LiftResult": ".batch",
     "LiftSettings": ".settings",
     "Photo": ".photo",
+    "PhotoToViews": ".views",
     "TriliftError": "multiview.errors",
+    "ViewSettings": ".settings",
     "cut_out": ".foreground",
     "lift": ".pipeline",
     "lift_folder": ".pipeline",

@@ -20,7 +20,7 @@ from torch import Tensor
 from lrm.field import Field
 from lrm.mesh import Mesh
 from lrm.meshfile import FORMATS, file_matrix, write_mesh
-from multiview.cameras import Cameras
+from multiview.cameras import Cameras, orbit_angles
 from multiview.errors import OutputError, SettingsError
 from multiview.files import write_json_whole, written_whole
 from multiview.views import Views
@@ -103,7 +103,7 @@ class Asset:
         if unknown or not formats:
             raise SettingsError(f"formats={','.join(formats)}: expected one or more of {', '.join(FORMATS)}.")
         matrix = file_matrix(self.mesh, height=height, scale=scale)
-        with _staged(folder) as stage:
+        with staged(folder, OWNED) as stage:
             self._write_files(stage, formats, turntable, matrix)
             files = sorted(stage.iterdir(), key=lambda file: OWNED.index(file.name))
             write_json_whole(stage / RECORD_FILE, self._full_record(matrix, files))
@@ -118,9 +118,9 @@ class Asset:
         for name in dict.fromkeys(formats):
             extras = {"name": self.name, "model": _plain(_model_name(self.record))}
             write_mesh(self.mesh, stage / f"mesh.{name}", matrix=matrix, generator=generator, extras=extras)
-        _write_png(self.cutout.image, stage / "input.png")
+        write_png(self.cutout.image, stage / "input.png")
         if self.views is not None:
-            _write_png(sheet(list(view_bytes(self.views)), _VIEW_COLUMNS), stage / "views.png")
+            write_png(view_sheet(self.views), stage / "views.png")
         if with_turntable:
             frames = turntable(self.mesh, frames=_TURNTABLE_FRAMES, size=_TURNTABLE_SIZE)
             write_gif(frames, stage / "turntable.gif", _TURNTABLE_FPS)
@@ -132,20 +132,27 @@ class Asset:
         record: dict[str, Any] = {"format": RECORD_FORMAT, "name": self.name}
         record |= {key: value for key, value in self.record.items() if key != "seconds"}
         record |= {
-            "cutout": _cutout_record(self.cutout),
+            "cutout": cutout_record(self.cutout),
             "camera": _camera_record(self.camera),
             "mesh": _mesh_record(self.mesh),
             "export": _export_record(matrix),
-            "files": [_file_record(file) for file in files],
+            "files": [file_record(file) for file in files],
             "seconds": self.record.get("seconds", {}),
         }
-        plain: dict[str, Any] = _plain(record)
-        return plain
+        return plain_json(record)
 
 
 @contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside ``folder`` to write into; then its files become what ``folder`` holds of `OWNED`."""
+def staged(folder: Path, owned: Sequence[str]) -> Iterator[Path]:
+    """Give an empty folder beside ``folder`` to write into; then its files become what ``folder`` holds of ``owned``.
+
+    Args:
+        folder: made when missing; files in it that are not ``owned`` are left alone.
+        owned: names of all files that may be written, replaced or removed; the record is the last one.
+
+    Raises:
+        OutputError: something could not be written; what ``folder`` held before is kept.
+    """
     scratch: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +163,7 @@ def _staged(folder: Path) -> Iterator[Path]:
         stage.mkdir()  # inside, since mkdtemp's own folder is closed to others
         yield stage
         if folder.exists():
-            _exchange(stage, folder, scratch / "old")
+            _exchange(stage, folder, scratch / "old", owned)
         else:
             stage.replace(folder)
     except (OSError, OutputError) as error:
@@ -180,12 +187,12 @@ def _reason(error: OSError | OutputError, scratch: Path | None) -> str:
     return str(cause).replace(f"{scratch}{os.sep}new{os.sep}", "")
 
 
-def _exchange(stage: Path, folder: Path, old: Path) -> None:
+def _exchange(stage: Path, folder: Path, old: Path, owned: Sequence[str]) -> None:
     """Put the files of ``stage`` into ``folder`` in place of an earlier save's, which come back if that fails."""
     old.mkdir()
     # The record leaves first and arrives last: while the folder is between two states, it has none.
-    present = [name for name in reversed(OWNED) if (folder / name).is_file()]
-    arriving = sorted((file.name for file in stage.iterdir()), key=OWNED.index)
+    present = [name for name in reversed(owned) if (folder / name).is_file()]
+    arriving = sorted((file.name for file in stage.iterdir()), key=owned.index)
     done: list[Callable[[], Any]] = []
     try:
         for name in present:
@@ -200,7 +207,12 @@ def _exchange(stage: Path, folder: Path, old: Path) -> None:
         raise
 
 
-def _write_png(image: NDArray[np.uint8], path: Path) -> None:
+def view_sheet(views: Views) -> NDArray[np.uint8]:
+    """Views side by side over white, `_VIEW_COLUMNS` in a row, as ``views.png`` shows them: (H, W, 3) uint8."""
+    return sheet(list(view_bytes(views)), _VIEW_COLUMNS)
+
+
+def write_png(image: NDArray[np.uint8], path: Path) -> None:
     """(H, W, 3 or 4) uint8 → PNG, the same bytes for the same pixels."""
     from PIL import Image
 
@@ -214,7 +226,8 @@ def _model_name(record: Mapping[str, Any]) -> str | None:
     return model.get("name") if isinstance(model, Mapping) else model
 
 
-def _cutout_record(cutout: Cutout) -> dict[str, Any]:
+def cutout_record(cutout: Cutout) -> dict[str, Any]:
+    """How an object was cut out of its photo."""
     return {
         "method": cutout.method,
         "foreground_ratio": cutout.foreground_ratio,
@@ -228,16 +241,15 @@ def _cutout_record(cutout: Cutout) -> dict[str, Any]:
 
 def _camera_record(camera: Cameras) -> dict[str, Any]:
     """The conditioning image's camera; angles are worked out again from its matrix."""
-    position = camera.positions[0].double().cpu().numpy()
-    x, y, z = position
+    azimuth, elevation, distance = (float(numbers[0]) for numbers in orbit_angles(camera.to("cpu")))
     return {
         "of": "input.png",
         "convention": "c2w with OpenGL axes (x right, y up, looks along -z), world z up; intrinsics in image fractions",
         "c2w": _rounded(camera.c2w[0]),
         "intrinsics": _rounded(camera.intrinsics[0]),
-        "azimuth_deg": round(math.degrees(math.atan2(y, x)), 4),
-        "elevation_deg": round(math.degrees(math.atan2(z, math.hypot(x, y))), 4),
-        "distance_world": round(float(np.linalg.norm(position)), 6),
+        "azimuth_deg": round(azimuth, 4),
+        "elevation_deg": round(elevation, 4),
+        "distance_world": round(distance, 6),
         "fov_y_deg": round(float(camera.fov_y_deg[0]), 4),
     }
 
@@ -268,9 +280,16 @@ def _export_record(matrix: NDArray[np.float64]) -> dict[str, Any]:
     }
 
 
-def _file_record(path: Path) -> dict[str, Any]:
+def file_record(path: Path) -> dict[str, Any]:
+    """Name, size and sum of a file that was written."""
     data = path.read_bytes()
     return {"name": path.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def plain_json(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record in values that JSON has, see `_plain`."""
+    plain: dict[str, Any] = _plain(record)
+    return plain
 
 
 def _plain(value: Any) -> Any:

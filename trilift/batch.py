@@ -8,21 +8,25 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from multiview.errors import ImageError, OutputError, SettingsError, TriliftError
 
 from .photo import PHOTO_SUFFIXES, find_mask, is_mask
-from .progress import OnStage
+from .progress import OnStage, OnStep
 from .report import write_report
 from .settings import LiftSettings
 
 if TYPE_CHECKING:
     from .asset import Asset
     from .pipeline import ImageTo3D
+    from .settings import ViewSettings
+    from .views import PhotoToViews
 
 RECORD_FILE = "asset.json"
+VIEWS_RECORD_FILE = "views.json"
 RESULTS_FILE = "results.jsonl"
 REPORT_FILE = "report.html"
 
@@ -40,6 +44,7 @@ class LiftResult:
         stages: seconds per stage.
         error: the message, None unless it failed.
         warnings: sentences about the photo and its cut-out.
+        notes: what was assumed where nobody said it, one sentence each.
     """
 
     source: str
@@ -50,6 +55,7 @@ class LiftResult:
     stages: tuple[tuple[str, float], ...] = ()
     error: str | None = None
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values, one object a photo, as ``--json`` prints and results.jsonl holds."""
@@ -62,6 +68,7 @@ class LiftResult:
             "files": list(self.files),
             "stages": dict(self.stages),
             "warnings": list(self.warnings),
+            "notes": list(self.notes),
         }
 
 
@@ -73,6 +80,7 @@ def lift_to_folder(
     *,
     source: str | None = None,
     on_stage: OnStage | None = None,
+    on_step: OnStep | None = None,
 ) -> LiftResult:
     """Lift one photo and save it; whatever goes wrong with it becomes a ``failed`` result.
 
@@ -83,15 +91,47 @@ def lift_to_folder(
         settings: how to lift, and what to write.
         source: what to call the photo in the result; its path when left out.
         on_stage: called with the name of each stage when it begins.
+        on_step: called after every step of a view generator with how many are done and how many there are.
     """
-    source = str(photo) if source is None else source
+    hint = f"lower --resolution (now {settings.resolution})"
+    work = partial(_lift_and_save, pipe, photo, folder, settings, on_stage, on_step)
+    return _attempt(work, photo, folder, str(photo) if source is None else source, hint)
+
+
+def views_to_folder(
+    pipe: PhotoToViews,
+    photo: Path,
+    folder: Path,
+    settings: ViewSettings,
+    *,
+    on_stage: OnStage | None = None,
+    on_step: OnStep | None = None,
+) -> LiftResult:
+    """Make views of one photo and save them; whatever goes wrong with it becomes a ``failed`` result.
+
+    The arguments are those of `lift_to_folder`.
+    """
+    work = partial(_make_and_save_views, pipe, photo, folder, settings, on_stage, on_step)
+    return _attempt(work, photo, folder, str(photo), "lower --view-batch")
+
+
+def _attempt(
+    work: Callable[[], tuple[tuple[str, ...], dict[str, Any]]], photo: Path, folder: Path, source: str, hint: str
+) -> LiftResult:
+    """The result of ``work``, which gives names of files and a record; its errors become ``failed`` results.
+
+    Args:
+        work: what is to be done with the photo.
+        photo, folder, source: see `lift_to_folder`.
+        hint: what to try when memory runs out.
+    """
     start = time.perf_counter()
     try:
-        files, record = _lift_and_save(pipe, photo, folder, settings, on_stage)
+        files, record = work()
     except TriliftError as error:
         return LiftResult(source, "failed", _since(start), error=_naming(str(error), photo))
     except MemoryError:
-        text = f"{photo}: not enough memory. Close other programs, or lower --resolution (now {settings.resolution})."
+        text = f"{photo}: not enough memory. Close other programs, or {hint}."
         return LiftResult(source, "failed", _since(start), error=text)
     except Exception as error:
         if os.environ.get("TRILIFT_DEBUG"):
@@ -100,25 +140,60 @@ def lift_to_folder(
         return LiftResult(source, "failed", _since(start), error=text)
     return LiftResult(
         source, "done", _since(start), folder, files,
-        stages=tuple(record["seconds"].items()), warnings=tuple(record["warnings"]),
+        stages=tuple(record["seconds"].items()), warnings=tuple(record["warnings"]), notes=_notes(record),
     )  # fmt: skip
 
 
+def _notes(record: dict[str, Any]) -> tuple[str, ...]:
+    """What a record says was assumed for generated views."""
+    made = record.get("views", record)
+    if "elevation_deg" not in made:
+        return ()
+    how = "estimated; --elevation DEG says it" if made["elevation_estimated"] else "as told"
+    return (f"views for a photo from {made['elevation_deg']:g} degrees above the horizon ({how})",)
+
+
 def _lift_and_save(
-    pipe: ImageTo3D, photo: Path, folder: Path, settings: LiftSettings, on_stage: OnStage | None
+    pipe: ImageTo3D,
+    photo: Path,
+    folder: Path,
+    settings: LiftSettings,
+    on_stage: OnStage | None,
+    on_step: OnStep | None,
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     """The names of the files written, and the asset's record with the seconds of writing."""
     from .asset import OWNED
 
     if photo.name in OWNED and photo.resolve().parent == folder.resolve():  # photos are never changed
         raise OutputError(f"{photo}: its result in {folder} would replace the photo itself. Choose another -o.")
-    asset = pipe(photo, settings, on_stage=on_stage)
+    asset = pipe(photo, settings, on_stage=on_stage, on_step=on_step)
+    return _written(lambda: save_asset(asset, folder, settings), asset.record, on_stage)
+
+
+def _make_and_save_views(
+    pipe: PhotoToViews,
+    photo: Path,
+    folder: Path,
+    settings: ViewSettings,
+    on_stage: OnStage | None,
+    on_step: OnStep | None,
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The same for views."""
+    if photo.resolve().parent == folder.resolve():  # photos are never changed, and views have plain names
+        raise OutputError(f"{photo}: its views in {folder} might replace the photo itself. Choose another -o.")
+    made = pipe(photo, settings, on_stage=on_stage, on_step=on_step)
+    return _written(lambda: made.save(folder), made.record, on_stage)
+
+
+def _written(
+    save: Callable[[], list[Path]], record: dict[str, Any], on_stage: OnStage | None
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Save; the names of the files and the record with the seconds that it took."""
     if on_stage is not None:
         on_stage("write")
     start = time.perf_counter()
-    paths = save_asset(asset, folder, settings)
-    seconds = {**asset.record["seconds"], "write": _since(start)}
-    return tuple(sorted(p.name for p in paths)), {**asset.record, "seconds": seconds}
+    paths = save()
+    return tuple(sorted(p.name for p in paths)), {**record, "seconds": {**record["seconds"], "write": _since(start)}}
 
 
 def save_asset(asset: Asset, folder: str | Path, settings: LiftSettings) -> list[Path]:
@@ -135,6 +210,7 @@ def lift_folder(
     settings: LiftSettings,
     *,
     on_photo: Callable[[int, int, str], OnStage | None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Iterator[LiftResult]:
     """Lift every photo below ``folder``, in sorted order; sub-folders and names are kept.
 
@@ -149,6 +225,7 @@ def lift_folder(
         out: made when missing; not ``folder`` itself.
         settings: how to lift, and what to write.
         on_photo: called with (index from 1, count, source) before each photo; may return a stage callback for it.
+        on_step: see `lift_to_folder`.
 
     Returns:
         An iterator of one `LiftResult` per photo; the work is done as it is consumed.
@@ -161,7 +238,7 @@ def lift_folder(
     folder, out = Path(folder), Path(out)
     photos = find_photos(folder, out)
     places = asset_folders(photos, folder)
-    return _run(pipe, folder, out, settings, places, on_photo)
+    return _run(pipe, folder, out, settings, places, on_photo, on_step)
 
 
 def _run(
@@ -171,6 +248,7 @@ def _run(
     settings: LiftSettings,
     places: dict[Path, Path],
     on_photo: Callable[[int, int, str], OnStage | None] | None,
+    on_step: OnStep | None,
 ) -> Iterator[LiftResult]:
     results: list[LiftResult] = []
     try:
@@ -179,7 +257,9 @@ def _run(
             on_stage = on_photo(index, len(places), source) if on_photo is not None else None
             result = _finished(pipe, photo, out / place, settings, source)
             if result is None:
-                result = lift_to_folder(pipe, photo, out / place, settings, source=source, on_stage=on_stage)
+                result = lift_to_folder(
+                    pipe, photo, out / place, settings, source=source, on_stage=on_stage, on_step=on_step
+                )
             append_line(out / RESULTS_FILE, json.dumps(result.as_json(), ensure_ascii=False))
             results.append(result)
             yield result
@@ -209,8 +289,9 @@ def find_photos(folder: Path, out: Path) -> list[Path]:
 
 
 def _is_source(folder: Path, out: Path) -> bool:
-    """Whether to look for photos in ``folder``: not in the output, not in an asset that an earlier run wrote."""
-    return folder.resolve() != out.resolve() and not (folder / RECORD_FILE).is_file()
+    """Whether to look for photos in ``folder``: not in the output, not in what an earlier run wrote."""
+    written = any((folder / name).is_file() for name in (RECORD_FILE, VIEWS_RECORD_FILE))
+    return folder.resolve() != out.resolve() and not written
 
 
 def _is_photo(path: Path) -> bool:

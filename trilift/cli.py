@@ -1,4 +1,4 @@
-"""The command line: ``trilift lift | batch | models | convert | doctor | eval | demo``.
+"""The command line: ``trilift lift | batch | views | models | convert | doctor | eval | demo``.
 
 Nothing heavy is imported until a command needs it, so that ``--help`` is quick. Exit status 0: all lifted; 1: some
 inputs failed, each named on stderr; 2: wrong usage; 130: interrupted.
@@ -11,19 +11,20 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multiview.errors import SettingsError, TriliftError
 
 from . import __version__
-from .progress import Narrator, OnStage
-from .settings import BACKGROUNDS, FORMATS, THRESHOLD_WORDS, LiftSettings
+from .progress import Narrator, OnStage, OnStep
+from .settings import BACKGROUNDS, FORMATS, SCHEDULERS, THRESHOLD_WORDS, LiftSettings, ViewSettings, parse_memory
 
 if TYPE_CHECKING:
     from .batch import LiftResult
     from .pipeline import ImageTo3D
+    from .views import PhotoToViews
 
 _DTYPES = ("auto", "fp32", "bf16", "fp16")
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"trilift: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("trilift: interrupted; what was finished is whole.", file=sys.stderr)
+        start = "\n" if sys.stderr.isatty() else ""  # after the terminal's own ^C
+        print(f"{start}trilift: interrupted; what was finished is whole.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of stdout has gone, as in "trilift models | head -1"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line; every default is that of `LiftSettings`."""
+    """The whole command line; every default is that of `LiftSettings` or `ViewSettings`."""
     parser = argparse.ArgumentParser(prog="trilift", description="Turn a photo into a textured 3D object.")
     parser.add_argument("--version", action="version", version=f"trilift {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -67,12 +69,19 @@ def build_parser() -> argparse.ArgumentParser:
     _add_lift_options(lift)
     views_help = "pictures with cameras.json or transforms.json, for models that take views; one PHOTO"
     lift.add_argument("--views-dir", metavar="DIR", help=views_help)
+    side_help = "another photo of the object: SIDE is front, right, back, left or degrees; repeat for more; one PHOTO"
+    lift.add_argument("--photo", dest="side_photos", action="append", metavar="SIDE=FILE", help=side_help)
     lift.set_defaults(command=_lift)
 
     batch = commands.add_parser("batch", help="lift a folder of photos; resumes", description=_BATCH_TEXT)
     batch.add_argument("folder", type=Path, metavar="FOLDER", help="searched with its sub-folders")
     _add_lift_options(batch)
-    batch.set_defaults(command=_batch, views_dir=None)
+    batch.set_defaults(command=_batch, views_dir=None, side_photos=None)
+
+    views = commands.add_parser("views", help="make views of one photo or several", description=_VIEWS_TEXT)
+    views.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="any picture that Pillow reads")
+    _add_view_options(views)
+    views.set_defaults(command=_views)
 
     models = commands.add_parser("models", help="list the known weights, their licences and whether they are here")
     models.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
@@ -102,14 +111,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-_MODEL_HELP = "a name of trilift models, a folder or file of weights, or owner/name on the hub"
+_MODEL_HELP = "a name of trilift models, a folder or file of weights, NAME=PATH, or owner/name on the hub"
+_GENERATOR_HELP = "a view generator: a name of trilift models, a folder or file, NAME=PATH, or owner/name on the hub"
 _CONVERT_TEXT = (
     "Read weights strictly and write FOLDER/config.json and FOLDER/model.safetensors, with where they come from and "
-    "their licence. What is written loads without a network and without their publisher's files."
+    "their licence; view generators get a sub-folder per part. What is written loads without a network and without "
+    "their publisher's files."
 )
 _LIFT_TEXT = (
     "Lift photos. Each gets OUT/<name>/ with mesh.glb, input.png and asset.json; <name> is the file's stem, or its "
     "full name where two photos share the stem."
+)
+_VIEWS_TEXT = (
+    "Make views of photos. Each gets OUT/<name>/ with 000.png, 001.png, ... (RGBA), views.png, cameras.json, NeRF's "
+    "transforms.json and views.json; trilift lift --views-dir OUT/<name> reads it back."
 )
 _BATCH_TEXT = (
     "Lift every photo below FOLDER. Sub-folders and names are kept below OUT, with results.jsonl and report.html. Run "
@@ -124,6 +139,7 @@ def _add_lift_options(parser: argparse.ArgumentParser) -> None:
     add("--model", default="tiny", help=f"{_MODEL_HELP} (default %(default)s)")
     add("--revision", metavar="R", help="commit, branch or tag of a model on the hub")
     add("--commercial-ok", action="store_true", help="take only weights that may plainly be used commercially")
+    add("--views", metavar="NAME", help="have views generated first, for models that take views; " + _GENERATOR_HELP)
     mesh = parser.add_argument_group("mesh")
     add = mesh.add_argument
     add("--resolution", type=int, default=d.resolution, metavar="N", help="samples per axis (default %(default)s)")
@@ -134,35 +150,80 @@ def _add_lift_options(parser: argparse.ArgumentParser) -> None:
     add("--height", type=float, metavar="H", help="height of the exported object (default: longest side 1)")
     add("--scale", type=float, metavar="S", help="file units for each world unit, in place of --height")
     add("--turntable", action="store_true", help="also write a turntable")
-    photo = parser.add_argument_group("photo")
-    add = photo.add_argument
-    add("--background", choices=BACKGROUNDS, default=d.background, help="auto: mask file, alpha, else remove it")
-    add(
-        "--foreground-ratio",
-        type=float,
-        metavar="R",
-        help="object's share of the picture's side (default: the model's)",
-    )
-    add("--elevation", type=float, metavar="DEG", help="of the camera above the horizon (default: estimated)")
+    add = _add_photo_options(parser)
     add("--fov", type=float, metavar="DEG", help="vertical field of view of the photo (default: assumed)")
+    best_help = "try N seeds and elevations and keep the best by its own expectation (default %(default)s)"
+    add("--best-of", type=int, default=d.best_of, metavar="N", help=best_help)
+    seconds_help = "begin no further one after so long (default %(default)s)"
+    add("--best-of-seconds", type=float, default=d.best_of_seconds, metavar="S", help=seconds_help)
     add("--upright", choices=("auto", "off"), default=d.upright, help="off: leave the object in the camera's pitch")
-    running = parser.add_argument_group("running")
-    add = running.add_argument
-    add("--seed", type=int, default=d.seed, metavar="N", help="of all random numbers (default %(default)s)")
+    _add_generating_options(parser, "generated views (--views)")
+    _add_running_options(parser)
+
+
+def _add_view_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-o", "--out", type=Path, default=Path("out"), metavar="OUT", help="output folder (default %(default)s)")
+    add("--views", default="tiny-views", metavar="NAME", help=f"{_GENERATOR_HELP} (default %(default)s)")
+    add("--revision", metavar="R", help="commit, branch or tag of a generator on the hub")
+    add("--commercial-ok", action="store_true", help="take only weights that may plainly be used commercially")
+    _add_photo_options(parser)
+    add = _add_generating_options(parser, "views")
+    add("--cameras", metavar="ring:N|instantmesh", help="N views around, or InstantMesh's six (Zero123 only)")
+    azimuths_help = "one by one, relative to the photo's camera, toward its right (Zero123 only)"
+    add("--azimuths", type=_degrees, metavar="DEG,DEG", help=azimuths_help)
+    elevations_help = "above the horizon, one or one each, as in --elevations=-10,20 (default: the photo's)"
+    add("--elevations", type=_degrees, metavar="DEG,DEG", help=elevations_help)
+    _add_running_options(parser)
+
+
+def _add_photo_options(parser: argparse.ArgumentParser) -> Callable[..., Any]:
+    """What the photo is and how it was taken; gives the way to add more to that group."""
+    add = parser.add_argument_group("photo").add_argument
+    add("--background", choices=BACKGROUNDS, default="auto", help="auto: mask file, alpha, else remove it")
+    ratio_help = "object's share of the picture's side (default: the model's)"
+    add("--foreground-ratio", type=float, metavar="R", help=ratio_help)
+    add("--elevation", type=float, metavar="DEG", help="of the camera above the horizon (default: estimated)")
+    return add
+
+
+def _add_generating_options(parser: argparse.ArgumentParser, title: str) -> Callable[..., Any]:
+    """How views are generated; gives the way to add more to that group."""
+    add = parser.add_argument_group(title).add_argument
+    add("--steps", dest="view_steps", type=int, metavar="N", help="denoising steps (default: the generator's)")
+    add("--guidance", type=float, metavar="G", help="how strongly the photo is followed (default: the generator's)")
+    add("--scheduler", choices=SCHEDULERS, help="of the denoising steps (default: the generator's)")
+    add("--view-batch", type=int, metavar="N", help="views per pass: less memory, the same views (default: all)")
+    add("--parity", action="store_true", help="sample exactly as the published program does, quirks and all")
+    add("--max-memory", type=_memory, metavar="6GB", help="of the generator on the device (default: no limit)")
+    return add
+
+
+def _add_running_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("running").add_argument
+    add("--seed", type=int, default=0, metavar="N", help="of all random numbers (default %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default %(default)s)")
-    add("--dtype", choices=_DTYPES, default="auto", help="of the network (default %(default)s)")
+    add("--dtype", choices=_DTYPES, default="auto", help="of the networks (default %(default)s)")
     add("--json", action="store_true", help="one JSON object per photo on stdout, nothing else there")
     add("--quiet", action="store_true", help="only failures on stderr")
 
 
+_VIEW_NAMES = ("view_steps", "guidance", "scheduler", "view_batch", "parity")
+_PHOTO_NAMES = ("background", "foreground_ratio", "elevation", "seed")
 _SETTING_NAMES = (
-    "resolution", "threshold", "faces", "formats", "height", "scale", "turntable", "background", "foreground_ratio",
-    "elevation", "fov", "views_dir", "upright", "seed",
+    "resolution", "threshold", "faces", "formats", "height", "scale", "turntable", "fov", "views_dir", "upright",
+    "best_of", "best_of_seconds",
+    *_PHOTO_NAMES, *_VIEW_NAMES,
 )  # fmt: skip
 
 
 def _settings(args: argparse.Namespace) -> LiftSettings:
-    return LiftSettings(**{name: getattr(args, name) for name in _SETTING_NAMES})
+    return LiftSettings(**{name: getattr(args, name) for name in _SETTING_NAMES}, photos=tuple(args.side_photos or ()))
+
+
+def _view_settings(args: argparse.Namespace) -> ViewSettings:
+    names = (*_PHOTO_NAMES, *_VIEW_NAMES, "cameras", "azimuths", "elevations")
+    return ViewSettings(**{name: getattr(args, name) for name in names})
 
 
 def _lift(args: argparse.Namespace) -> int:
@@ -173,15 +234,60 @@ def _lift(args: argparse.Namespace) -> int:
     places = asset_folders(args.photos)
     if settings.views_dir is not None and len(places) > 1:
         raise SettingsError(f"--views-dir {settings.views_dir} belongs to one photo, found {len(places)}. Give one.")
+    if settings.photos and len(places) > 1:
+        raise SettingsError(f"--photo {settings.photos[0]} belongs to one photo, found {len(places)}. Give one.")
     pipe = _load(args, narrator, settings)
     failed = 0
     for photo, place in places.items():
-        result = lift_to_folder(pipe, photo, args.out / place, settings, on_stage=narrator.stages_of(str(photo)))
+        result = lift_to_folder(
+            pipe, photo, args.out / place, settings, on_stage=narrator.stages_of(str(photo)),
+            on_step=narrator.steps_of(str(photo)),
+        )  # fmt: skip
         failed += result.status == "failed"
         _tell(result, narrator, args.json)
-    if failed and len(places) > 1:
-        narrator.say(f"{failed} of {len(places)} photos failed.")
+    return _outcome(failed, len(places), narrator)
+
+
+def _outcome(failed: int, count: int, narrator: Narrator) -> int:
+    """The exit status of a run over several photos, and a last line when some failed."""
+    if failed and count > 1:
+        narrator.say(f"{failed} of {count} photos failed.")
     return FAILED if failed else OK
+
+
+def _views(args: argparse.Namespace) -> int:
+    settings = _view_settings(args)
+    narrator = Narrator(sys.stderr, args.quiet)
+    from .batch import asset_folders, views_to_folder
+
+    places = asset_folders(args.photos)
+    pipe = _load_views(args, narrator, settings)
+    failed = 0
+    for photo, place in places.items():
+        result = views_to_folder(
+            pipe, photo, args.out / place, settings, on_stage=narrator.stages_of(str(photo)),
+            on_step=narrator.steps_of(str(photo)),
+        )  # fmt: skip
+        failed += result.status == "failed"
+        _tell(result, narrator, args.json, "views made")
+    return _outcome(failed, len(places), narrator)
+
+
+def _load_views(args: argparse.Namespace, narrator: Narrator, settings: ViewSettings) -> PhotoToViews:
+    from . import registry
+
+    registry.resolve(args.views)  # a wrong name fails before torch is loaded
+    start = time.perf_counter()
+    from .views import PhotoToViews
+
+    pipe = PhotoToViews.from_pretrained(
+        args.views, device=args.device, dtype=args.dtype, revision=args.revision, commercial_ok=args.commercial_ok,
+        max_memory=args.max_memory, on_note=narrator.say,
+    )  # fmt: skip
+    pipe.check(settings)
+    told = f"views by {pipe.weights.name} on {pipe.device} in {pipe.dtype}"
+    narrator.say(f"{told}, loaded in {time.perf_counter() - start:.1f} s")
+    return pipe
 
 
 def _batch(args: argparse.Namespace) -> int:
@@ -191,12 +297,18 @@ def _batch(args: argparse.Namespace) -> int:
 
     photos = find_photos(args.folder, args.out)  # before the model is loaded, so that a wrong folder fails at once
     narrator.say(f"{len(photos)} photos in {args.folder}")
+    steps: list[OnStep] = []
 
     def on_photo(index: int, count: int, source: str) -> OnStage:
-        return narrator.stages_of(f"[{index}/{count}] {source}")
+        label = f"[{index}/{count}] {source}"
+        steps[:] = [narrator.steps_of(label)]
+        return narrator.stages_of(label)
 
     counts = {"done": 0, "skipped": 0, "failed": 0}
-    for result in lift_folder(_load(args, narrator, settings), args.folder, args.out, settings, on_photo=on_photo):
+    for result in lift_folder(
+        _load(args, narrator, settings), args.folder, args.out, settings, on_photo=on_photo,
+        on_step=lambda done, total: steps[0](done, total),
+    ):  # fmt: skip
         counts[result.status] += 1
         _tell(result, narrator, args.json)
     told = ", ".join(f"{number} {status}" for status, number in counts.items())
@@ -207,16 +319,22 @@ def _batch(args: argparse.Namespace) -> int:
 def _load(args: argparse.Namespace, narrator: Narrator, settings: LiftSettings) -> ImageTo3D:
     from . import registry
 
-    registry.resolve(args.model)  # a wrong name fails before torch is loaded
+    for named in (args.model, args.views):  # a wrong name fails before torch is loaded
+        if named is not None:
+            registry.resolve(named)
+    if args.views is not None and settings.views_dir is not None:
+        raise SettingsError(f"--views {args.views} and --views-dir {settings.views_dir} exclude each other. Give one.")
     start = time.perf_counter()
     from .pipeline import ImageTo3D
 
     pipe = ImageTo3D.from_pretrained(
-        args.model, device=args.device, dtype=args.dtype, revision=args.revision, commercial_ok=args.commercial_ok,
-        on_note=narrator.say,
+        args.model, views=args.views, device=args.device, dtype=args.dtype, revision=args.revision,
+        commercial_ok=args.commercial_ok, max_memory=args.max_memory, on_note=narrator.say,
     )  # fmt: skip
     pipe.check(settings)
     told = f"model {pipe.weights.name} on {pipe.device} in {pipe.dtype}"
+    if pipe.generator is not None:
+        told = f"views by {pipe.generator.weights.name} in {pipe.generator.dtype}, {told}"
     narrator.say(f"{told}, loaded in {time.perf_counter() - start:.1f} s")
     return pipe
 
@@ -233,7 +351,7 @@ def _convert(args: argparse.Namespace) -> int:
     return OK
 
 
-def _tell(result: LiftResult, narrator: Narrator, as_json: bool) -> None:
+def _tell(result: LiftResult, narrator: Narrator, as_json: bool, doing: str = "lifted") -> None:
     if as_json:
         print(json.dumps(result.as_json(), ensure_ascii=False), flush=True)
     if result.status == "failed":
@@ -241,8 +359,10 @@ def _tell(result: LiftResult, narrator: Narrator, as_json: bool) -> None:
         return
     for warning in result.warnings:
         narrator.say(f"{result.source}: warning: {warning}")
-    doing = "already there, skipped" if result.status == "skipped" else f"lifted in {result.seconds:.1f} s"
-    narrator.say(f"{result.source}: {doing}: {result.folder}")
+    for note in result.notes:
+        narrator.say(f"{result.source}: {note}")
+    done = "already there, skipped" if result.status == "skipped" else f"{doing} in {result.seconds:.1f} s"
+    narrator.say(f"{result.source}: {done}: {result.folder}")
 
 
 def _models(args: argparse.Namespace) -> int:
@@ -306,6 +426,17 @@ def _threshold(text: str) -> Any:
 
 def _formats(text: str) -> tuple[str, ...]:
     return tuple(part.strip().lower() for part in text.split(",") if part.strip())
+
+
+def _degrees(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(",") if part.strip())
+
+
+def _memory(text: str) -> int:
+    try:
+        return parse_memory(text)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _port(text: str) -> int:

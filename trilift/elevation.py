@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrm.tiny import ELEVATION_UNIT_DEG, TinyLRM
+from lrm.tiny import TinyLRM
 
 from . import registry
 
@@ -32,9 +32,22 @@ def estimate_elevations(images: Tensor) -> list[float]:
     Returns:
         B elevations in degrees.
     """
+    return estimate_cameras(images)[0]
+
+
+@torch.no_grad()
+def estimate_cameras(images: Tensor) -> tuple[list[float], list[float]]:
+    """Ask the embedded model how pictures were taken.
+
+    Args:
+        images: as `estimate_elevations`.
+
+    Returns:
+        B elevations in degrees, and B focal lengths in half widths of pictures framed as the embedded model wants them.
+    """
     model = _embedded()
-    camera = model.network.camera(fitted(images.float().cpu(), model.image_size, model.foreground_ratio))
-    return [float(value) for value in (camera[:, 0] * ELEVATION_UNIT_DEG).clamp(-60, 85)]
+    camera = model.guess_camera(fitted(images.float().cpu(), model.image_size, model.foreground_ratio))
+    return camera[:, 0].tolist(), camera[:, 1].tolist()
 
 
 def fitted(images: Tensor, size: int, foreground_ratio: float) -> Tensor:

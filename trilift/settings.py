@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self, cast
 
 from multiview.errors import SettingsError
 
@@ -14,17 +15,102 @@ from multiview.errors import SettingsError
 FORMATS = ("glb", "obj", "ply", "stl", "usdz")
 BACKGROUNDS = ("auto", "keep", "remove")
 THRESHOLD_WORDS = ("auto", "median")
+# The same as multiview.generator.SCHEDULERS, for the same reason.
+SCHEDULERS = ("ddim", "dpm++", "unipc")
 MAX_RESOLUTION = 2048
+MAX_RING = 64
+MAX_BEST_OF = 64
+# What shapes generated views; the names that `LiftSettings` and `ViewSettings` share.
+_GENERATING = ("view_steps", "guidance", "scheduler", "view_batch", "parity")
+_MEMORY_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+class _Settings:
+    """What both kinds of settings can do."""
+
+    def replaced(self, **changes: Any) -> Self:
+        """The same settings with ``changes``.
+
+        Raises:
+            SettingsError: an unknown name (the nearest known one is given), or a value out of range.
+        """
+        known = [f.name for f in dataclasses.fields(cast(Any, self))]
+        for name in changes:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1, 0.5)
+                hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known)}."
+                raise SettingsError(f"unknown setting {name!r}. {hint}")
+        if changes.get("views_dir") is not None:
+            changes["views_dir"] = str(changes["views_dir"])
+        for name, value in changes.items():
+            if isinstance(value, list):
+                changes[name] = tuple(value)
+        return cast(Self, dataclasses.replace(cast(Any, self), **changes))
+
+    def as_record(self) -> dict[str, Any]:
+        """All settings as plain JSON values, in the order of the attributes."""
+        values = dataclasses.asdict(cast(Any, self))
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
-class LiftSettings:
+class ViewSettings(_Settings):
+    """How views are made of one photo; the defaults are those of ``trilift views``.
+
+    Attributes:
+        background, foreground_ratio, elevation: see `LiftSettings`.
+        cameras: from where, for generators that can look from anywhere (Zero123): ``instantmesh`` for the six views
+            that InstantMesh was trained on, or ``ring:N`` for N views around, at ``elevations`` or else the photo's.
+        azimuths: the same one by one: degrees relative to the photo's camera, toward its right.
+        elevations: one above the horizon for each azimuth, or one for all; the photo's own when left out.
+        view_steps: denoising steps, 1 to 1000; None for the model's own number.
+        guidance: how strongly the photo is followed, 0 or more; None for the model's own.
+        scheduler: of `SCHEDULERS`; None for the model's own.
+        view_batch: views in one pass through the network; changes memory, not what comes out (but for rounding).
+        parity: sample exactly as the published program does, quirks and all.
+        seed: see `LiftSettings`.
+
+    Raises:
+        SettingsError: a value out of range, or two that exclude each other.
+    """
+
+    background: Literal["auto", "keep", "remove"] = "auto"
+    foreground_ratio: float | None = None
+    elevation: float | None = None
+    cameras: str | None = None
+    azimuths: tuple[float, ...] | None = None
+    elevations: tuple[float, ...] | None = None
+    view_steps: int | None = None
+    guidance: float | None = None
+    scheduler: Literal["ddim", "dpm++", "unipc"] | None = None
+    view_batch: int | None = None
+    parity: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_photo(self)
+        _check_generating(self)
+        if self.cameras is not None:
+            ring_count(self.cameras)
+            if self.azimuths is not None:
+                raise SettingsError(f"cameras={self.cameras} and azimuths exclude each other. Give one.")
+        _check_angles(self)
+
+    @property
+    def asks_for_cameras(self) -> bool:
+        """Whether it says from where the views shall be."""
+        return not self.cameras is self.azimuths is self.elevations is None
+
+
+@dataclass(frozen=True)
+class LiftSettings(_Settings):
     """How one photo is lifted; the defaults are those of the command line.
 
     Attributes:
         resolution: samples per axis of the mesh's lattice, 16 to 2048.
         threshold: density at which the surface is taken, > 0; ``auto`` for the field's own level, or ``median`` for the
-            median of its densities on a coarse grid, at which every field has a surface (to look into untrained ones).
+            median of its densities on a coarse grid, at which every field has a surface (to look into untrained ones;
+            a field that is mostly empty keeps its own level).
         background: ``auto`` uses a mask file or a real alpha, else removes the background; ``keep`` takes the whole
             picture; ``remove`` removes the background even when the picture has an alpha.
         foreground_ratio: longest side of the object's box / side of the conditioning image, 0.2 to 1; None for what the
@@ -32,6 +118,11 @@ class LiftSettings:
         elevation: elevation of the photograph's camera in degrees, -90 to 90; None lets the model estimate it.
         fov: full vertical field of view of the *photograph* in degrees, 1 to 150; None for the model's assumption.
         views_dir: folder (or file) of pictures with cameras, for models that take views; None for the photo alone.
+        photos: more photos of the same object, each ``SIDE=FILE`` with SIDE front, right, back, left or degrees; for
+            models that take views (`trilift.sidephotos`).
+        best_of: lifts to choose from, 1 to 64: other seeds and, where the elevation is estimated, others about it.
+        best_of_seconds: no further lift is begun after so long, > 0.
+        view_steps, guidance, scheduler, view_batch, parity: of generated views, see `ViewSettings`.
         upright: ``auto`` stands the object upright by the elevation, ``off`` leaves it in the camera's pitch.
         faces: at most so many triangles, by quadric decimation, at least 4; None keeps all.
         texture: ``vertex``: colours sit at the vertices.
@@ -52,6 +143,14 @@ class LiftSettings:
     elevation: float | None = None
     fov: float | None = None
     views_dir: str | None = None
+    photos: tuple[str, ...] = ()
+    best_of: int = 1
+    best_of_seconds: float = 120.0
+    view_steps: int | None = None
+    guidance: float | None = None
+    scheduler: Literal["ddim", "dpm++", "unipc"] | None = None
+    view_batch: int | None = None
+    parity: bool = False
     upright: Literal["auto", "off"] = "auto"
     faces: int | None = None
     texture: Literal["vertex"] = "vertex"
@@ -65,13 +164,14 @@ class LiftSettings:
         _whole("resolution", self.resolution, 16, MAX_RESOLUTION)
         if self.threshold not in THRESHOLD_WORDS:
             _number("threshold", self.threshold, 0.0, math.inf, open_low=True, also=" or ".join(THRESHOLD_WORDS))
-        _one_of("background", self.background, BACKGROUNDS)
         _one_of("upright", self.upright, ("auto", "off"))
         _one_of("texture", self.texture, ("vertex",))
-        _number("foreground_ratio", self.foreground_ratio, 0.2, 1.0)
-        _number("elevation", self.elevation, -90.0, 90.0)
+        _check_photo(self)
+        _check_generating(self)
         _number("fov", self.fov, 1.0, 150.0)
-        _whole("seed", self.seed, 0, 2**63 - 1)
+        _whole("best_of", self.best_of, 1, MAX_BEST_OF)
+        _number("best_of_seconds", self.best_of_seconds, 0.0, math.inf, open_low=True)
+        _check_side_photos(self)
         _number("height", self.height, 0.0, math.inf, open_low=True)
         _number("scale", self.scale, 0.0, math.inf, open_low=True)
         if self.faces is not None:
@@ -80,27 +180,98 @@ class LiftSettings:
             raise SettingsError(f"height={self.height:g} and scale={self.scale:g} exclude each other. Give one.")
         _check_formats(self.formats)
 
-    def replaced(self, **changes: Any) -> LiftSettings:
-        """The same settings with ``changes``.
+    def generating(self) -> dict[str, Any]:
+        """Those settings that are about generated views and differ from their defaults."""
+        plain = LiftSettings()
+        return {name: getattr(self, name) for name in _GENERATING if getattr(self, name) != getattr(plain, name)}
 
-        Raises:
-            SettingsError: an unknown name (the nearest known one is given), or a value out of range.
-        """
-        known = [f.name for f in dataclasses.fields(self)]
-        for name in changes:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1, 0.5)
-                hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known)}."
-                raise SettingsError(f"unknown setting {name!r}. {hint}")
-        if changes.get("views_dir") is not None:
-            changes["views_dir"] = str(changes["views_dir"])
-        if "formats" in changes and not isinstance(changes["formats"], str):
-            changes["formats"] = tuple(changes["formats"])
-        return dataclasses.replace(self, **changes)
+    def view_settings(self) -> ViewSettings:
+        """What these settings say to a view generator."""
+        names = ("background", "foreground_ratio", "elevation", "seed", *_GENERATING)
+        return ViewSettings(**{name: getattr(self, name) for name in names})
 
-    def as_record(self) -> dict[str, Any]:
-        """All settings as plain JSON values, in the order of the attributes."""
-        return {**dataclasses.asdict(self), "formats": list(self.formats)}
+
+def ring_count(cameras: str) -> int:
+    """How many views ``ring:N`` asks for; 0 for ``instantmesh``.
+
+    Raises:
+        SettingsError: neither of the two, or N is not from 1 to `MAX_RING`.
+    """
+    if cameras == "instantmesh":
+        return 0
+    found = re.fullmatch(r"ring:([0-9]{1,4})", cameras)
+    if found is None or not 1 <= int(found[1]) <= MAX_RING:
+        raise SettingsError(f"cameras={cameras!r}: expected instantmesh, or ring:N with N from 1 to {MAX_RING}.")
+    return int(found[1])
+
+
+def parse_memory(text: str | int) -> int:
+    """``6GB``, ``500MB``, ``4GiB`` or a plain number of bytes → bytes; GB are 10^9, GiB 2^30.
+
+    Raises:
+        SettingsError: it is none of these, or not positive.
+    """
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", str(text))
+    unit = found[2].lower() if found else None
+    if found is None or unit is None or unit not in _MEMORY_UNITS or float(found[1]) <= 0:
+        raise SettingsError(f"max_memory={text!r}: expected bytes such as 6GB, 500MB, 4GiB or 6000000000.")
+    return int(float(found[1]) * _MEMORY_UNITS[unit])
+
+
+def _check_photo(settings: LiftSettings | ViewSettings) -> None:
+    """What every way of taking an object out of a photo has."""
+    _one_of("background", settings.background, BACKGROUNDS)
+    _number("foreground_ratio", settings.foreground_ratio, 0.2, 1.0)
+    _number("elevation", settings.elevation, -90.0, 90.0)
+    _whole("seed", settings.seed, 0, 2**63 - 1)
+
+
+def _check_generating(settings: LiftSettings | ViewSettings) -> None:
+    """What generated views have."""
+    if settings.view_steps is not None:
+        _whole("view_steps", settings.view_steps, 1, 1000)
+    _number("guidance", settings.guidance, 0.0, math.inf)
+    if settings.scheduler is not None:
+        _one_of("scheduler", settings.scheduler, SCHEDULERS)
+    if settings.view_batch is not None:
+        _whole("view_batch", settings.view_batch, 1, 1 << 16)
+    if not isinstance(settings.parity, bool):
+        raise SettingsError(f"parity={settings.parity!r}: expected True or False.")
+
+
+def _check_side_photos(settings: LiftSettings) -> None:
+    """More photos of the object, which exclude a folder of views."""
+    if not isinstance(settings.photos, tuple) or not all(isinstance(text, str) for text in settings.photos):
+        raise SettingsError(f"photos={settings.photos!r}: expected texts such as back=b.png.")
+    for text in settings.photos:
+        side, equals, path = text.partition("=")
+        if not (side and equals and path):
+            raise SettingsError(f"photos={text!r}: expected SIDE=FILE, such as back=b.png or 135=b.png.")
+    if settings.photos and settings.views_dir is not None:
+        raise SettingsError(f"--photo and --views-dir {settings.views_dir} exclude each other. Give one.")
+
+
+def _check_angles(settings: ViewSettings) -> None:
+    """Azimuths and elevations that go together."""
+    for name, low, high in (("azimuths", -3600.0, 3600.0), ("elevations", -90.0, 90.0)):
+        values = getattr(settings, name)
+        if values is not None and (not isinstance(values, tuple) or not values):
+            raise SettingsError(f"{name}={values!r}: expected one or more degrees.")
+        for value in values or ():
+            _number(name, value, low, high)
+            if value is None:
+                raise SettingsError(f"{name}={values!r}: expected degrees.")
+    if settings.elevations is None:
+        return
+    if settings.azimuths is None and settings.cameras is None:
+        raise SettingsError("elevations belong to azimuths, or to cameras=ring:N. Give one of these, too.")
+    if settings.cameras == "instantmesh":
+        raise SettingsError("cameras=instantmesh has its own elevations. Leave elevations out, or give azimuths.")
+    count = len(settings.azimuths) if settings.azimuths is not None else ring_count(settings.cameras or "")
+    if len(settings.elevations) not in (1, count):
+        raise SettingsError(
+            f"elevations: expected 1 or {count}, one for each azimuth, found {len(settings.elevations)}."
+        )
 
 
 def _check_formats(formats: Any) -> None:

@@ -34,7 +34,9 @@ def model(monkeypatch, tmp_path):
 # Help and usage
 
 
-@pytest.mark.parametrize("command", [[], ["lift"], ["batch"], ["models"], ["doctor"], ["demo"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [[], ["lift"], ["batch"], ["views"], ["models"], ["doctor"], ["demo"]], ids=" ".join
+)
 def test_help_loads_nothing_heavy(command):
     code = (
         f"import sys\nfrom trilift.cli import main\ntry:\n    main({[*command, '--help']!r})\n"
@@ -52,9 +54,9 @@ def test_help_offers_only_what_works(capsys):
             main([command, "--help"])
         text = capsys.readouterr().out
         assert "--resolution" in text and "--turntable" in text
-        for planned in (r"--views\b(?!-)", "--texture", "--photo", "--engine"):
+        for planned in ("--texture", "--engine"):
             assert not re.search(planned, text)
-        assert ("--views-dir" in text) == (command == "lift")
+        assert "--views NAME" in text and ("--views-dir" in text) == (command == "lift")
 
 
 def test_version(capsys):
@@ -121,13 +123,16 @@ def test_lift_passes_every_option_on(model, tmp_path):
     draw_photo(tmp_path / "a.png")
     options = (
         "--resolution 40 --threshold 9.5 --faces 300 --format obj,stl --height 2 --turntable --background auto "
-        "--foreground-ratio 0.7 --elevation 12 --fov 50 --upright off --seed 5 --device cpu --dtype fp32 -o made"
+        "--foreground-ratio 0.7 --elevation 12 --fov 50 --upright off --seed 5 --device cpu --dtype fp32 "
+        "--best-of 2 --best-of-seconds 9 -o made"
     )
     assert main(["lift", "a.png", *options.split()]) == cli.OK
     record = json.loads((tmp_path / "made" / "a" / "asset.json").read_text())
     assert record["settings"] == {
         "resolution": 40, "threshold": 9.5, "background": "auto", "foreground_ratio": 0.7, "elevation": 12.0,
-        "fov": 50.0, "views_dir": None, "upright": "off", "faces": 300, "texture": "vertex",
+        "fov": 50.0, "views_dir": None, "photos": [], "best_of": 2, "best_of_seconds": 9.0,
+        "view_steps": None, "guidance": None, "scheduler": None, "view_batch": None,
+        "parity": False, "upright": "off", "faces": 300, "texture": "vertex",
         "formats": ["obj", "stl"], "turntable": True, "seed": 5, "height": 2.0, "scale": None,
     }  # fmt: skip
     assert {"mesh.obj", "mesh.stl", "turntable.gif"} <= {f["name"] for f in record["files"]}
@@ -208,7 +213,7 @@ def test_ctrl_c_while_writing_leaves_nothing(model, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trilift.asset, "_write_png", interrupted)
+    monkeypatch.setattr(trilift.asset, "write_png", interrupted)
     assert main(["lift", "a.png", *FAST]) == cli.INTERRUPTED
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -275,7 +280,7 @@ def test_models_lists_all_with_licences(capsys):
     assert len(lines) == 1 + len(registry.WEIGHT_SETS)
     assert lines[0].split()[:6] == ["name", "stage", "status", "here", "size", "memory"]
     assert any(line.startswith("triposr ") and "ready" in line and "MIT" in line for line in lines)
-    assert any(line.startswith("zero123-xl ") and "planned" in line for line in lines)
+    assert any(line.startswith("zero123-xl ") and "ready" in line for line in lines)
     assert main(["models", "--json"]) == cli.OK
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {row["name"]: row["commercial"] for row in rows}["openlrm-mix-base"] == "no"

@@ -275,10 +275,12 @@ def test_one_call_functions(monkeypatch, photo, tmp_path):
 
 
 def test_from_pretrained_refuses_what_is_not_there():
-    with pytest.raises(WeightsError, match="zero123-xl: planned, not yet available"):
+    with pytest.raises(SettingsError, match=r"zero123-xl is Zero123.*Give it with --views"):
         ImageTo3D.from_pretrained("zero123-xl")
-    with pytest.raises(SettingsError, match="views='syncdreamer': view generators are planned"):
-        ImageTo3D.from_pretrained("tiny", views="syncdreamer")
+    with pytest.raises(SettingsError, match="--views syncdreamer: triposr lifts the photo alone"):
+        ImageTo3D.from_pretrained("triposr", views="syncdreamer")
+    with pytest.raises(SettingsError, match=r"tiny is .* makes no views"):
+        ImageTo3D.from_pretrained("tiny", views="tiny")
 
 
 @pytest.fixture(scope="module")

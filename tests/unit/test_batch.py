@@ -28,7 +28,7 @@ class StubPipe:
     def fingerprint(self, photo_sha256, mask_sha256, settings):
         return f"{photo_sha256} {mask_sha256} {settings} {self.weights}"
 
-    def __call__(self, photo, settings, on_stage=None):
+    def __call__(self, photo, settings, on_stage=None, on_step=None):
         from multiview.weights import file_sha256
         from trilift.photo import find_mask
 

@@ -19,6 +19,7 @@ from multiview.cameras import (
     opengl_from_blender,
     opengl_from_opencv,
     orbit,
+    orbit_angles,
     pitch_rotation,
     project,
     rays,
@@ -309,3 +310,30 @@ class TestCamerasValue:
     def test_to_keeps_the_numbers(self) -> None:
         cameras = orbit(30, 20, 4.0, 30)
         assert torch.equal(cameras.to("cpu").c2w, cameras.c2w)
+
+
+class TestOrbitAngles:
+    @pytest.mark.parametrize(
+        ("azimuth", "elevation", "distance"),
+        [
+            pytest.param(0.0, 0.0, 2.0, id="in front"),
+            pytest.param(330.0, -10.0, 4.0, id="to the left and below"),
+            pytest.param(22.5, 30.0, 1.5, id="a ring's second"),
+        ],
+    )
+    def test_they_are_those_of_orbit(self, azimuth: float, elevation: float, distance: float) -> None:
+        found = [float(numbers[0]) for numbers in orbit_angles(orbit(azimuth, elevation, distance, 40.0))]
+        assert found == pytest.approx([azimuth, elevation, distance], abs=1e-4)
+
+    def test_a_hair_below_zero_is_zero(self) -> None:
+        assert float(orbit_angles(orbit(-1e-6, 0.0, 2.0, 40.0))[0]) == 0.0
+        assert float(orbit_angles(orbit(-1.0, 0.0, 2.0, 40.0))[0]) == pytest.approx(359.0, abs=1e-4)
+
+
+def test_a_larger_world_shows_the_same_picture() -> None:
+    """Twice as far from what is twice as large: the same pixel, twice the depth."""
+    cameras = orbit([10.0, 200.0], [20.0, -30.0], 1.5, 49.134)
+    points = torch.tensor([[0.1, -0.3, 0.2], [0.4, 0.0, -0.1]])
+    uv, depth = project(cameras, points)
+    uv_doubled, depth_doubled = project(cameras.scaled(2.0), points * 2)
+    assert close(uv_doubled, uv, 1e-5) and close(depth_doubled, depth * 2, 1e-5)
