@@ -7,6 +7,7 @@ numbers without any sampler state.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,51 @@ class Batch:
         return Batch(**moved)
 
 
-class PackedData:
+class Source(ABC):
+    """Where a batch's objects come from: `PackedData` here, `train.warped.WarpedData`, `train.ringviews.RingViews`."""
+
+    @abstractmethod
+    def sample(
+        self,
+        rng: np.random.Generator,
+        views: int,
+        counts: PointCounts,
+        image_size: int,
+        scene_radius: float,
+        augment: Augment,
+        with_target: bool,
+    ) -> dict[str, Tensor]:
+        """One object of a `Batch`: its tensors without the batch's dimension, ``known`` left out."""
+
+
+class Drawn(Source):
+    """A source of packed pictures with their cameras and labels."""
+
+    @abstractmethod
+    def draw(
+        self, rng: np.random.Generator, views: int, counts: PointCounts
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """A random object.
+
+        Returns:
+            Pictures (views, S, S, 7) uint8, their cameras (views, 6), and labels as `PackedData.labels` gives them.
+        """
+
+    def sample(
+        self,
+        rng: np.random.Generator,
+        views: int,
+        counts: PointCounts,
+        image_size: int,
+        scene_radius: float,
+        augment: Augment,
+        with_target: bool,
+    ) -> dict[str, Tensor]:
+        """See `Source`."""
+        return _sample(self, rng, views, counts, image_size, scene_radius, augment, with_target)
+
+
+class PackedData(Drawn):
     """The arrays that ``train.prepare`` wrote, mapped into memory.
 
     Raises:
@@ -104,6 +149,15 @@ class PackedData:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def draw(
+        self, rng: np.random.Generator, views: int, counts: PointCounts
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """See `Drawn.draw`."""
+        obj, packed_views = int(rng.integers(len(self))), self.arrays["views"].shape[1]
+        chosen = rng.choice(packed_views, views, replace=packed_views < views)
+        pictures = np.stack([self.arrays["views"][obj, v] for v in chosen])
+        return pictures, np.stack([self.arrays["cameras"][obj, v] for v in chosen]), self.labels(obj, rng, counts)
 
     def labels(self, obj: int, rng: np.random.Generator, counts: PointCounts) -> dict[str, np.ndarray]:
         """Random slices of one object's points: uniform ones, ones near the surface, coloured ones on it."""
@@ -229,7 +283,7 @@ def unlit(view: Tensor) -> Tensor:
 
 
 def make_batch(
-    sources: Sequence[tuple[PackedData, float]],
+    sources: Sequence[tuple[Source, float]],
     *,
     seed: int,
     step: int,
@@ -258,14 +312,14 @@ def make_batch(
     chances = np.array([weight for _, weight in sources])
     rows: list[dict[str, Tensor]] = []
     for which in rng.choice(len(sources), batch_size, p=chances / chances.sum()):
-        rows.append(_sample(sources[which][0], rng, views, counts, image_size, scene_radius, augment, target))
+        rows.append(sources[which][0].sample(rng, views, counts, image_size, scene_radius, augment, target))
     told = np.ones(batch_size) if views > 1 else rng.random(batch_size) < known
     columns = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     return Batch(**columns, known=torch.from_numpy(told.astype(np.float32)))
 
 
 def _sample(
-    data: PackedData,
+    data: Drawn,
     rng: np.random.Generator,
     views: int,
     counts: PointCounts,
@@ -275,16 +329,12 @@ def _sample(
     with_target: bool,
 ) -> dict[str, Tensor]:
     """One object of a `Batch`."""
-    obj = int(rng.integers(len(data)))
-    packed_views, wanted = data.arrays["views"].shape[1], views + with_target
-    chosen = rng.choice(packed_views, wanted, replace=packed_views < wanted)
+    pictures, rows, labels = data.draw(rng, views + with_target, counts)
     if with_target and rng.random() < OWN_VIEW:
-        chosen[-1] = chosen[0]
-    packed = [torch.from_numpy(data.arrays["views"][obj, v].copy()) for v in chosen]
-    cameras = [data.arrays["cameras"][obj, v] for v in chosen]
+        pictures[-1], rows[-1] = pictures[0], rows[0]
+    packed, cameras = [torch.from_numpy(picture) for picture in pictures], list(rows)
     images = [resized(light(view, rng, augment), image_size) for view in packed[:views]]
     images += [resized(unlit(view), image_size) for view in packed[views:]]
-    labels = data.labels(obj, rng, counts)
     frame = upright_frame(cameras[0], centred=views == 1)
     empty, sure = free_points(frame, labels["reach"], scene_radius, counts.free, rng)
     points = np.concatenate([transformed(frame, labels["points"]), empty])

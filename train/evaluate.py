@@ -23,6 +23,7 @@ from torch import Tensor
 from lrm.mesh import Mesh
 from lrm.meshfile import write_mesh
 from lrm.metrics import TrueShape
+from multiview.camerafile import write_views
 from multiview.errors import MeshError, SettingsError, TriliftError
 
 from .baselines import TRIVIAL_ANSWERS, Bytes
@@ -45,6 +46,7 @@ from .scorecard import (
     Scored,
     add_shuffled,
     input_psnr,
+    own_scores,
     score_answer,
     score_failure,
     table,
@@ -52,11 +54,17 @@ from .scorecard import (
     write_metrics,
 )
 from .sheets import thumbs, write_chosen_sheets, write_picture, write_sheets
+from .trueviews import true_views
 
 if TYPE_CHECKING:
     from trilift.pipeline import ImageTo3D
 
-Lifter = Callable[[Bytes], Lifted]
+TRUE_VIEWS = "true"
+
+
+Lifter = Callable[..., Lifted]
+"""A model as the instrument sees it: called with an input picture (S, S, 4) uint8; and with a folder of views as its
+second argument where it has an attribute ``wants_true_views`` that is true."""
 
 # One object.
 
@@ -82,9 +90,17 @@ def score_object(
         "watertight": is_watertight(item.mesh), "faces": len(item.mesh.faces),
     }  # fmt: skip
     truth_views = protocol.novel_views(truth.mesh)
+    views_dir = None
+    if lifter is not None and getattr(lifter, "wants_true_views", False):
+        views_dir = out / "views" / item.id
+        write_views(views_dir, true_views(true_mesh(item.mesh, azimuth), elevation, protocol))
     marked, failures = {}, []
     for name in ([OURS] if lifter is not None else []) + list(trivial.names):
-        ask = partial(_ask_model, lifter) if name == OURS and lifter else partial(_ask_trivial, trivial, name)
+        ask = (
+            partial(_ask_model, lifter, views_dir=views_dir)
+            if name == OURS and lifter
+            else partial(_ask_trivial, trivial, name)
+        )
         mesh, problem, marked[name] = _mark_answer(name, ask, picture, truth, truth_views, protocol)
         row[name] = marked[name].scores
         if mesh is None:
@@ -104,11 +120,11 @@ def score_object(
 Answer = tuple[Mesh, dict[str, float]]  # the mesh, and what else is to be written into its row
 
 
-def _ask_model(lifter: Lifter, picture: Bytes) -> Answer:
+def _ask_model(lifter: Lifter, picture: Bytes, views_dir: Path | None = None) -> Answer:
     began = time.perf_counter()
-    lifted = lifter(picture)
+    lifted = lifter(picture) if views_dir is None else lifter(picture, views_dir)
     seconds = time.perf_counter() - began
-    return lifted.mesh, {"input_psnr": input_psnr(lifted), "seconds": round(seconds, 3)}
+    return lifted.mesh, {"input_psnr": input_psnr(lifted), "seconds": round(seconds, 3)} | own_scores(lifted)
 
 
 def _ask_trivial(trivial: Trivial, name: str, picture: Bytes) -> Answer:
@@ -271,6 +287,7 @@ def build_parser(prog: str = "trilift eval") -> argparse.ArgumentParser:
     add("data", type=Path, metavar="DATA", help="folder of true meshes, searched with its sub-folders")
     add("-o", "--out", type=Path, required=True, metavar="OUT", help="output folder")
     add("--model", default="tiny", help="a name of trilift models, or a folder (default %(default)s)")
+    add("--views", metavar="NAME", help="a view generator in front of it, or true for the ring of true views")
     add("--train", type=Path, metavar="DIR", help="objects to fit the trivial answers on (default: DATA/../train)")
     add(
         "--answers", type=lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
@@ -301,7 +318,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "trilift eval") -> int:
     lifter: ModelLifter | None = None
     model: dict[str, Any] = {}
     if OURS in args.answers:
-        lifter = ModelLifter(args.model, args.device, args.dtype, protocol.mesh_resolution)
+        lifter = ModelLifter(args.model, args.device, args.dtype, protocol.mesh_resolution, args.views)
         model = lifter.told()
 
     def tell(line: str) -> None:
@@ -333,22 +350,30 @@ class ModelLifter:
     Attributes:
         model, device, dtype: as `ImageTo3D.from_pretrained` takes them.
         mesh_resolution: samples per axis.
+        views: a view generator's name, ``true`` for the ring of true views, None for the picture alone.
     """
 
     model: str
     device: str
     dtype: str
     mesh_resolution: int
+    views: str | None = None
+
+    @property
+    def wants_true_views(self) -> bool:
+        """See `Lifter`; the ring is then drawn for it."""
+        return self.views == TRUE_VIEWS
 
     @cached_property
     def pipe(self) -> ImageTo3D:
         """The loaded model."""
         from trilift.pipeline import ImageTo3D
 
-        return ImageTo3D.from_pretrained(self.model, device=self.device, dtype=self.dtype)
+        generator = None if self.wants_true_views else self.views
+        return ImageTo3D.from_pretrained(self.model, device=self.device, dtype=self.dtype, views=generator)
 
-    def __call__(self, picture: Bytes) -> Lifted:
-        return self.pipe(picture, resolution=self.mesh_resolution)
+    def __call__(self, picture: Bytes, views_dir: Path | None = None) -> Lifted:
+        return self.pipe(picture, resolution=self.mesh_resolution, views_dir=views_dir)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the loaded model."""
@@ -356,7 +381,11 @@ class ModelLifter:
 
     def told(self) -> dict[str, Any]:
         """What metrics.json says about it."""
-        return asdict(self.pipe.weights) | {"device": str(self.pipe.device), "dtype": self.pipe.dtype}
+        return asdict(self.pipe.weights) | {
+            "views": self.views,
+            "device": str(self.pipe.device),
+            "dtype": self.pipe.dtype,
+        }
 
 
 if __name__ == "__main__":

@@ -131,6 +131,13 @@ def input_psnr(lifted: Lifted) -> float:
     return float(psnr(seen.clamp(0, 1), (rgba[:3] * rgba[3:] + 1 - rgba[3:])[None]))
 
 
+def own_scores(lifted: Lifted) -> dict[str, float]:
+    """What the model itself says about its answer: the numbers among the checks that asset.json has."""
+    record = getattr(lifted, "record", {})
+    checks = record.get("checks", {})
+    return {f"own_{key}": float(value) for key, value in checks.items() if isinstance(value, float)}
+
+
 def white_psnr(picture: Bytes) -> float:
     """PSNR in dB of plain white against a picture (S, S, 4) uint8 over white: `input_psnr` of a missing answer."""
     rgba = torch.from_numpy(picture.astype(np.float32) / 255).permute(2, 0, 1)
@@ -174,7 +181,25 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "interval_95_watertight": {name: _intervals(closed, name) for name in names} if closed else {},
         "lead": {key: lead for key in ("iou", "fscore_0.1") if (lead := _lead(rows, names, key))},
         "shuffled_drop": _difference(rows, SHUFFLED, "iou") if SHUFFLED in names else {},
+        "worth": _worth(rows) if OURS in names else {},
     }
+
+
+def _worth(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """How well each of our own scores orders the objects as the true IoU does: Spearman's rank correlation.
+
+    Scores that an answer lacks, as those of failed ones do, count as 0; one that is the same for all has no order.
+    """
+    from scipy.stats import spearmanr
+
+    keys = sorted({key for row in rows for key in row[OURS] if key.startswith("own_")})
+    truth = np.array([row[OURS]["iou"] for row in rows])
+    found = {}
+    for key in keys:
+        told = np.array([row[OURS].get(key, 0.0) for row in rows])
+        if len(rows) > 2 and np.ptp(told) > 0 and np.ptp(truth) > 0:
+            found[key.removeprefix("own_")] = float(spearmanr(told, truth).statistic)
+    return found
 
 
 def _values(rows: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
@@ -184,7 +209,7 @@ def _values(rows: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]
 
 def _keys(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
     """The numbers in the first row of one answer, in its order."""
-    return [key for key, value in rows[0][name].items() if not isinstance(value, str)]
+    return [key for key, value in rows[0][name].items() if not isinstance(value, str) and not key.startswith("own_")]
 
 
 def _means(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
@@ -228,6 +253,7 @@ def table(record: Mapping[str, Any]) -> str:
     if drop := record["shuffled_drop"]:
         low, high = drop["interval_95"]
         rows.append(f"iou: ours is {drop['by']:+.3f} [{low:+.3f}, {high:+.3f}] from answers to other objects' pictures")
+    rows += [f"{key}: rank correlation {value:.2f} with the true IoU" for key, value in record["worth"].items()]
     return "\n".join(rows)
 
 

@@ -21,7 +21,8 @@ from lrm.mesh import Mesh
 from lrm.meshfile import read_mesh, write_mesh
 from lrm.metrics import PSNR_CEILING, ShapeSettings, placed
 from lrm.volume import render
-from multiview.cameras import orbit
+from multiview.camerafile import read_views
+from multiview.cameras import orbit, project
 from multiview.errors import MeshError, SettingsError
 from tests.fakes import ellipsoid_field, use_fake_model
 from train import protocol as protocol_page
@@ -436,3 +437,34 @@ def test_the_command_says_when_something_failed(
     use_fake_model(monkeypatch, FakeModel(broken=True))
     assert main([str(data), "-o", str(tmp_path / "out"), "--answers", "ours", "--limit", "1", "--quiet"]) == 1
     assert "crane: ours: " in capsys.readouterr().err
+
+
+class Ringed:
+    """A model that is shown the ring and knows the truth."""
+
+    wants_true_views = True
+
+    def __init__(self, data: Path) -> None:
+        self.knowing, self.seen = knowing(data, right), [read_mesh(path) for path in sorted(data.rglob("*.glb"))]
+        self.shares: list[float] = []
+
+    def __call__(self, picture: Bytes, views_dir: Path) -> Any:
+        answer, views = self.knowing(picture), read_views(views_dir)
+        assert len(views) == 7
+        points = torch.from_numpy(np.asarray(placed(answer.mesh).vertices, np.float32))
+        pixels = (project(views.cameras, points)[0] * views.image_size[0]).long().clamp(0, views.image_size[0] - 1)
+        grown = torch.nn.functional.max_pool2d((views.alpha > 0).float(), 3, 1, 1)[:, 0]
+        self.shares += [float(g[p[:, 1], p[:, 0]].mean()) for g, p in zip(grown, pixels, strict=True)]
+        return answer
+
+
+def test_the_ring_of_true_views_sees_the_truth_where_its_cameras_say(data: Path, tmp_path: Path) -> None:
+    model = Ringed(data)
+    record = score(data, tmp_path / "out", model, answers=("ours",))
+    assert record["mean"]["ours"]["iou"] > 0.99
+    assert len(model.shares) == 14 and min(model.shares) == 1.0
+
+
+def test_a_named_generator_is_loaded_with_the_model_and_the_true_ring_is_none() -> None:
+    assert ModelLifter("tiny", "cpu", "fp32", 32, "true").wants_true_views
+    assert not ModelLifter("tiny", "cpu", "fp32", 32, "zero123-xl").wants_true_views
