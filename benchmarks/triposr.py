@@ -5,7 +5,9 @@ that the parity tests use, once, in a temporary folder or in the one named by ``
 work on them, but what comes out is noise: its surface, taken at the median of its densities (``--surface filled``), has
 millions of faces at 256 samples per axis, as no object has. So by default the mesh is that of a teapot to which a field
 of the same size was fitted. Each number format runs in a process of its own; beside it stands the machine's own speed
-in the same run. ``wall`` and ``CPU`` are seconds.
+in the same run, and the network's floor: its products counted, at the rate at which this process multiplies large
+matrices of that number format. ``wall`` is seconds, ``CPU`` seconds of all threads together: on a busy machine half of
+them is about what two quiet cores would take.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ _MIB = 1 << 20
 def main(arguments: list[str]) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks triposr", description=__doc__.split("\n")[0])
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "both"), default="both")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "auto", "both"), default="both")
     parser.add_argument("--photo", type=Path, default=EXAMPLES / "chair.png")
     parser.add_argument("--resolution", type=int, default=256)
     parser.add_argument("--surface", choices=("teapot", "filled"), default="teapot", help="what the mesh is taken of")
@@ -198,10 +200,42 @@ def measure(options: argparse.Namespace, dtype: str, began: float) -> dict[str, 
         size = glb.stat().st_size
     stages = meter.close()
     return {
-        "dtype": dtype, "surface": options.surface, "resolution": options.resolution,
+        "dtype": dtype, "ran": pipe.dtype, "tflop": network_flop(network.config) / 1e12,
+        "tflop_per_s": product_rate(pipe.model.dtype) / 1e12,  # type: ignore[attr-defined]
+        "surface": options.surface, "resolution": options.resolution,
         "threads": torch.get_num_threads(), "stages": stages, "vertices": len(asset.mesh.vertices),
         "faces": len(asset.mesh.faces), "glb_mib": size / _MIB,
     }  # fmt: skip
+
+
+def network_flop(config: Any) -> float:
+    """Floating-point operations of the matrix products of one picture through `lrm.triposr.TripoSRNetwork`.
+
+    Args:
+        config: a `lrm.triposr.TripoSRConfig`; a multiplication with its addition counts as two.
+    """
+    v, width = config.vit, config.heads * config.head_width
+    patches, tokens = (config.image_size // v.patch_size) ** 2, 3 * config.plane_size**2
+    seen = patches + 1
+    encoder = patches * 3 * v.patch_size**2 * v.width
+    encoder += v.layers * seen * v.width * (4 * v.width + 2 * seen + 2 * v.mlp_width)
+    own = tokens * width * (4 * width + 2 * tokens)
+    cross = tokens * width * (2 * width + 2 * seen) + 2 * seen * v.width * width
+    geglu = tokens * width * 12 * width  # to twice the hidden width of 4 * width, and back from it
+    ends = 2 * tokens * config.channels * width + tokens * config.channels * 4 * config.plane_channels
+    return 2.0 * (encoder + config.layers * (own + cross + geglu) + ends)
+
+
+@torch.no_grad()
+def product_rate(dtype: torch.dtype, side: int = 2048, times: int = 8) -> float:
+    """Floating-point operations per second of products of (side, side) matrices here, the best of a few."""
+    a, b = (torch.randn(side, side, generator=torch.Generator().manual_seed(s)).to(dtype) for s in (0, 1))
+    seconds = []
+    for _ in range(times + 1):
+        began = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - began)
+    return 2 * side**3 / min(seconds[1:])
 
 
 def _in_child(folder: Path, dtype: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -215,12 +249,17 @@ def _in_child(folder: Path, dtype: str, options: argparse.Namespace) -> dict[str
 
 def table(row: dict[str, Any]) -> str:
     """One run as text: a line for each stage, and their sum."""
+    stages = row["stages"]
+    seconds = sum(s["wall"] for s in stages if s["stage"] in ("encoder", "decoder", "planes"))
+    rate = row["tflop_per_s"]
+    floor = row["tflop"] / rate
     lines = [
-        f"TripoSR, {row['dtype']}, {row['surface']}, {row['threads']} threads, {row['resolution']} samples per axis "
-        f"({row['faces']:,} faces, GLB of {row['glb_mib']:.0f} MiB); 20 products of 2048²: {row['machine']:.2f} s",
+        f"TripoSR, {row['dtype']} ({row['ran']}), {row['surface']}, {row['threads']} threads, "
+        f"{row['resolution']} samples per axis ({row['faces']:,} faces, GLB of {row['glb_mib']:.0f} MiB)",
+        f"  network: {row['tflop']:.2f} TFLOP in {seconds:.2f} s; floor {floor:.2f} s at {rate:.2f} TFLOP/s, "
+        f"{seconds / floor:.2f} times that; 20 products of 2048² in fp32: {row['machine']:.2f} s",
         f"  {'stage':10}{'wall':>8}{'CPU':>8}{'peak MiB':>10}{'of it own':>11}",
     ]
-    stages = row["stages"]
     total = {key: sum(s[key] for s in stages) for key in ("wall", "cpu")}
     total |= {key: max(s[key] for s in stages) for key in ("peak_mib", "anonymous_mib")}
     return "\n".join([*lines, *(_line(s) for s in (*stages, {"stage": "all", **total}))])

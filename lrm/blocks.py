@@ -66,12 +66,17 @@ class Attention(nn.Module):
         self.out = Linear(width, width, bias=out_bias)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Tokens (B, L, D), context (B, M, E) or None for the tokens themselves → (B, L, D)."""
+        """Tokens (B, L, D), context (B, M, E) or None for the tokens themselves → (B, L, D).
+
+        One set of tokens (1, L, D) may attend to many contexts: its queries are worked out once.
+        """
         x = x.to(self.query.weight.dtype)
         context = x if context is None else context.to(x.dtype)
         query, key, value = (
             split_heads(t, self.heads) for t in (self.query(x), self.key(context), self.value(context))
         )
+        if len(query) < len(key):
+            query = query.expand(len(key), -1, -1, -1)
         return self.out(join_heads(attend(query, key, value)))
 
 
@@ -168,9 +173,14 @@ class DecoderBlock(nn.Module):
         self.attend_cross = Attention(c.width, c.heads, c.context_width, out_bias=c.out_bias)
         self.mlp = (GegluMlp if c.mlp == "geglu" else GeluMlp)(c.width, 4 * c.width)
 
-    def forward(self, tokens: Tensor, context: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Plane tokens (B, L, D), image tokens (B, M, E), condition (B, condition_width) or None → (B, L, D)."""
-        for step in self.order:
+    def forward(
+        self, tokens: Tensor, context: Tensor, condition: Tensor | None = None, *, begun: bool = False
+    ) -> Tensor:
+        """Plane tokens (B or 1, L, D), image tokens (B, M, E), condition (B, condition_width) or None → (B, L, D).
+
+        With ``begun`` the tokens are past the first step already.
+        """
+        for step in self.order[begun:]:
             if step == "self":
                 tokens = tokens + self.attend_self(self.norm_self(tokens, condition))
             else:

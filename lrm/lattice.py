@@ -1,4 +1,4 @@
-"""Sparse samples of a field on a regular lattice: only what is asked for is evaluated and kept.
+"""Samples of a field on a regular lattice: what is asked for, a coarse pattern of them, or all, a layer at a time.
 
 Lattice indices are *padded*: samples 1 .. n of an axis lie in space, and 0 and n + 1 are one layer of samples outside,
 which count as empty whatever the field says there. That layer is what closes a mesh at the lattice's border.
@@ -23,6 +23,7 @@ Floats = NDArray[np.floating[Any]]
 BRICK_BITS = 3  # bricks of 8 x 8 x 8 samples
 _SIDE = 1 << BRICK_BITS
 _LAST = _SIDE - 1
+_TOGETHER = 1 << 16  # samples of layers that are evaluated in one call; changes memory only
 OUTSIDE = -np.inf
 
 
@@ -184,6 +185,16 @@ class Scan:
         """(N,) raw density of all evaluated samples."""
         return self.values[np.isfinite(self.values)]
 
+    def share_crossed(self, level: float) -> float:
+        """The share of coarse cells, 0 to 1, whose two evaluated corners lie on different sides of the level.
+
+        The pattern has just one pair of samples in each cell, at the ends of one of its body diagonals.
+        """
+        with np.errstate(invalid="ignore"):
+            inside = self.values > np.float32(level)
+        crossed = sum(len(start) for start, _ in diagonal_pairs(self.values, inside))
+        return crossed / max(int(np.prod([n - 1 for n in self.values.shape])), 1)
+
 
 def scan(lattice: Lattice, step: int, evaluate: Callable[[Floats], Floats]) -> Scan:
     """Look at every ``step``-th sample of a lattice, in a body-centred pattern.
@@ -209,6 +220,32 @@ def scan(lattice: Lattice, step: int, evaluate: Callable[[Floats], Floats]) -> S
         found[real] = evaluate(lattice.positions(index[real]))
         chosen[...] = found.reshape(chosen.shape)
     return Scan((axes[0], axes[1], axes[2]), values)
+
+
+def layers(lattice: Lattice, evaluate: Callable[[Floats], Floats], level: float) -> Iterator[Floats]:
+    """Evaluate every sample of a lattice, one layer across x after the other; small layers share a call.
+
+    Args:
+        lattice: X, Y, Z samples.
+        evaluate: world positions (N, 3) → raw density (N,).
+        level: taken off the values.
+
+    Yields:
+        For each padded index along x, 0 to X + 1: (Y + 2, Z + 2) float32, values minus the level, > 0 inside, `OUTSIDE`
+        in the padding.
+    """
+    x, y, z = (lattice.positions(np.arange(1, n + 1)[:, None])[:, axis] for axis, n in enumerate(lattice.shape))
+    outside = np.full((len(y) + 2, len(z) + 2), OUTSIDE, np.float32)
+    together = max(_TOGETHER // (len(y) * len(z)), 1)
+    yield outside
+    for first in range(0, len(x), together):
+        across = x[first : first + together]
+        points = np.empty((len(across), len(y), len(z), 3), np.float32)
+        points[..., 0], points[..., 1], points[..., 2] = across[:, None, None], y[:, None], z
+        values = evaluate(points.reshape(-1, 3)) - np.float32(level)
+        for layer in values.reshape(points.shape[:3]):
+            yield np.pad(layer, 1, constant_values=OUTSIDE)
+    yield outside
 
 
 def diagonal_pairs(values: Floats, inside: NDArray[np.bool_]) -> Iterator[tuple[Ints, Ints]]:

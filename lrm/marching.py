@@ -1,4 +1,4 @@
-"""Follow a level set over a sparse lattice and turn it into triangles by marching cubes.
+"""Follow a level set over a lattice, or look at every cell of it, and make triangles by marching cubes.
 
 Cells are named by their lowest corner (padded index, see `lrm.lattice`). Corner c of a cell lies at offset
 (c >> 2 & 1, c >> 1 & 1, c & 1). The case of a cell has bit c set where corner c is inside.
@@ -6,19 +6,23 @@ Cells are named by their lowest corner (padded index, see `lrm.lattice`). Corner
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .lattice import Floats, Ints, Scan, SparseSamples, diagonal_pairs, first_of_each
+from multiview.errors import MeshError
+
+from .lattice import OUTSIDE, Floats, Ints, Lattice, Scan, SparseSamples, diagonal_pairs, first_of_each, layers
 
 CORNERS = np.array([[c >> 2 & 1, c >> 1 & 1, c & 1] for c in range(8)], np.int32)
 _FACE_STEPS = np.array([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1], [0, 0, 1]], np.int32)
-_ROUND_PAIRS = 1024  # coarse pairs that are searched along their whole path before the surface is followed
-_PASS = 1 << 19  # cells per pass over big arrays; changes memory only
+_ROUND_PAIRS = 1024  # coarse pairs that are searched along their path in the first round; twice as many in each other
+_PASS = 1 << 19  # cells or vertices per pass over big arrays; changes memory only
+_MOST_FACES = 50_000_000  # of a mesh that fills its lattice: it takes some 6 GB
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,9 @@ class Surface:
     cases: NDArray[np.uint8]
 
 
-def follow_surface(samples: SparseSamples, coarse: Scan, *, small_pieces: bool = False) -> Surface:
+def follow_surface(
+    samples: SparseSamples, coarse: Scan, *, small_pieces: bool = False, most_cells: int | None = None
+) -> Surface:
     """Find every cell that the level set crosses, starting from where a coarse scan changes side.
 
     Between two neighbouring coarse samples on different sides the fine samples along a path of lattice edges
@@ -87,14 +93,18 @@ def follow_surface(samples: SparseSamples, coarse: Scan, *, small_pieces: bool =
         samples: the fine lattice; its values and cell numbers are filled in.
         coarse: a `scan` of the same lattice.
         small_pieces: look for pieces, too, that peak between the coarse samples; it costs some more evaluations.
+        most_cells: give up when more cells than that are found; what comes back is then a part, of more cells.
     """
-    found = _follow(samples, _climb(samples, coarse)) if small_pieces else []
+    most = 8 * int(np.prod(samples.lattice.shape)) if most_cells is None else most_cells
+    found = _follow(samples, _climb(samples, coarse), most) if small_pieces else []
     starts, ends = _changes(coarse, samples.level)
-    while len(starts):
-        now = np.unique(np.linspace(0, len(starts) - 1, min(len(starts), _ROUND_PAIRS)).astype(np.int64))
+    pairs = _ROUND_PAIRS
+    while len(starts) and _count(found) <= most:
+        now = np.unique(np.linspace(0, len(starts) - 1, min(len(starts), pairs)).astype(np.int64))
+        pairs *= 2
         path = _paths(starts[now], ends[now])
         samples.at(path[..., 0], path[..., 1], path[..., 2])
-        found.extend(_follow(samples, _path_cells(samples, path)))
+        found.extend(_follow(samples, _path_cells(samples, path), most - _count(found)))
         rest = np.delete(np.arange(len(starts)), now)
         rest = rest[~_explained(samples, starts[rest], ends[rest])]
         starts, ends = starts[rest], ends[rest]
@@ -157,11 +167,19 @@ def _unvisited(samples: SparseSamples, cells: NDArray[np.int32], addresses: Ints
     return cells[first_of_each(samples.cell_numbers, addresses)]
 
 
-def _follow(samples: SparseSamples, cells: NDArray[np.int32]) -> list[Surface]:
-    """All cells that the level set crosses and that hang together with ``cells``, in the order they are met."""
+def _count(found: list[Surface]) -> int:
+    """How many cells there are."""
+    return sum(len(s.cases) for s in found)
+
+
+def _follow(samples: SparseSamples, cells: NDArray[np.int32], most: int) -> list[Surface]:
+    """The cells that the level set crosses and that hang together with ``cells``, in the order they are met.
+
+    All of them, unless there are more than ``most``.
+    """
     tables = case_tables()
-    found = []
-    while len(cells):
+    found: list[Surface] = []
+    while len(cells) and _count(found) <= most:
         cases = _cases(samples, cells)
         crossed = (cases > 0) & (cases < 255)
         cells, cases = cells[crossed], cases[crossed]
@@ -232,16 +250,22 @@ class Crossings:
     """The lattice edges that the level set crosses, one for each vertex, and the triangles between them.
 
     Attributes:
+        lattice: where the edges lie.
+        level: raw density of the surface.
         start: (N, 3) int32 padded index of each edge's lower end.
         axis: (N,) int8 direction of each edge.
         values: (N, 2) float32 at the lower and the upper end, minus the level; one is > 0, one is not.
         faces: (F, 3) int32, counter-clockwise seen from outside.
+        cells: how many cells of the lattice the level set crosses.
     """
 
+    lattice: Lattice
+    level: float
     start: NDArray[np.int32]
     axis: NDArray[np.int8]
     values: Floats
     faces: NDArray[np.int32]
+    cells: int
 
     def select(self, stays: NDArray[np.bool_]) -> Crossings:
         """Only the faces that stay (F,), and only the vertices that they use, in their order."""
@@ -250,7 +274,8 @@ class Crossings:
         used = np.zeros(len(self.start), np.bool_)
         used[self.faces[stays]] = True
         numbers = np.cumsum(used, dtype=np.int32) - 1
-        return Crossings(self.start[used], self.axis[used], self.values[used], numbers[self.faces[stays]])
+        faces = numbers[self.faces[stays]]
+        return replace(self, start=self.start[used], axis=self.axis[used], values=self.values[used], faces=faces)
 
 
 def triangulate(samples: SparseSamples, surface: Surface) -> Crossings:
@@ -260,35 +285,139 @@ def triangulate(samples: SparseSamples, surface: Surface) -> Crossings:
     cell by cell and triangles look their vertices up through the owners.
     """
     cells, cases = surface.cells, surface.cases
+    owner, axis, numbers = _own_edges(cases)
+    start = cells[owner]
+    end = start + np.eye(3, dtype=np.int32)[axis]
+    values = np.stack([samples.at(p[:, 0], p[:, 1], p[:, 2]) for p in (start, end)], 1)
+
+    def vertices(owners: Ints, axes: Ints) -> NDArray[np.int32]:
+        at = samples.cell_numbers[samples.addresses(owners[..., 0], owners[..., 1], owners[..., 2])]
+        return numbers[at, axes]
+
+    count = max(len(cases), 1)
+    faces = [_faces(cells[a : a + _PASS], cases[a : a + _PASS], vertices) for a in range(0, count, _PASS)]
+    return Crossings(samples.lattice, samples.level, start, axis, values, np.concatenate(faces), len(cases))
+
+
+def march_layers(lattice: Lattice, evaluate: Callable[[Floats], Floats], level: float) -> Crossings:
+    """Marching cubes over every cell of a lattice, for a level set that crosses a good part of them.
+
+    The result is that of `follow_surface` and `triangulate`, in the same order, but for pieces that the coarse scan
+    of the former misses. Besides the result, a few layers of samples and vertex numbers are held, no more.
+
+    Args:
+        lattice: all of its samples are evaluated, once.
+        evaluate: world positions (N, 3) → raw density (N,).
+        level: raw density of the surface.
+
+    Raises:
+        MeshError: more than 50 million faces.
+    """
+    edges: list[tuple[NDArray[np.int32], NDArray[np.int8], Floats]] = []
+    faces: list[NDArray[np.int32]] = []
+    cells = made = 0
+    for slab, ahead in pairwise(_slabs(lattice, evaluate, level)):
+        edges.append((slab.start, slab.axis, slab.values))
+        faces.append(_slab_faces(slab, ahead.numbers))
+        cells, made = cells + len(slab.cases), made + len(faces[-1])
+        if made > _MOST_FACES:
+            raise MeshError(
+                f"the surface has more than {_MOST_FACES:,} faces on {lattice.shape} samples, of which "
+                f"{slab.x} of {lattice.shape[0]} layers were looked at. It is noise rather than an object, or the "
+                "threshold is off: check the weights, try another --threshold or a lower --resolution."
+            )
+    start, axis, values = (np.concatenate(parts) for parts in zip(*edges, strict=True))
+    return Crossings(lattice, level, start, axis, values, np.concatenate(faces), cells)
+
+
+@dataclass(frozen=True)
+class _Slab:
+    """The cells between two neighbouring layers of samples across x.
+
+    Attributes:
+        x: padded index of the lower layer.
+        y, z: (A,) padded indices of the crossed cells, in lattice order.
+        cases: (A,) uint8 of these cells.
+        numbers: (Y + 1, Z + 1, 3) int32 vertex on the edge along x, y, z that a cell owns; where a cell or that edge
+            is not crossed, it says nothing.
+        start, axis, values: see `Crossings`, of the vertices of this slab.
+    """
+
+    x: int
+    y: Ints
+    z: Ints
+    cases: NDArray[np.uint8]
+    numbers: NDArray[np.int32]
+    start: NDArray[np.int32]
+    axis: NDArray[np.int8]
+    values: Floats
+
+
+def _slabs(lattice: Lattice, evaluate: Callable[[Floats], Floats], level: float) -> Iterator[_Slab]:
+    """The slabs of a lattice and one more, which is empty, so that each of them has another one ahead."""
+    count = 0
+    outside = np.full([n + 2 for n in lattice.shape[1:]], OUTSIDE, np.float32)
+    for x, (low, high) in enumerate(pairwise(chain(layers(lattice, evaluate, level), [outside]))):
+        slab = _slab(x, low, high, count)
+        count += len(slab.axis)
+        yield slab
+
+
+def _slab(x: int, low: Floats, high: Floats, count: int) -> _Slab:
+    """The slab between two layers (Y + 2, Z + 2) of values; its first vertex has number ``count``."""
+    inside = [low > 0, high > 0]
+    rows, columns = (n - 1 for n in low.shape)
+    cases = np.zeros((rows, columns), np.uint8)
+    for bit, (i, j, k) in enumerate(CORNERS):
+        cases |= inside[i][j : j + rows, k : k + columns].view(np.uint8) << np.uint8(bit)
+    y, z = np.nonzero((cases > 0) & (cases < 255))
+    owner, axis, own = _own_edges(cases[y, z])
+    numbers = np.empty((rows, columns, 3), np.int32)
+    numbers[y, z] = own + count
+    a, b = y[owner], z[owner]
+    values = np.stack([low[a, b], np.choose(axis, [high[a, b], low[a + 1, b], low[a, b + 1]])], 1)
+    start = np.stack([np.full_like(a, x), a, b], 1).astype(np.int32)
+    return _Slab(x, y, z, cases[y, z], numbers, start, axis, values)
+
+
+def _slab_faces(slab: _Slab, ahead: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Triangles (F, 3) of a slab's cells, as vertex numbers; ``ahead`` are the numbers of the next slab."""
+    numbers = np.stack([slab.numbers, ahead])
+
+    def vertices(owners: Ints, axes: Ints) -> NDArray[np.int32]:
+        return np.asarray(numbers[owners[..., 0] - slab.x, owners[..., 1], owners[..., 2], axes])
+
+    cells = np.stack([np.full_like(slab.y, slab.x), slab.y, slab.z], 1).astype(np.int32)
+    return _faces(cells, slab.cases, vertices)
+
+
+def _own_edges(cases: NDArray[np.uint8]) -> tuple[Ints, NDArray[np.int8], NDArray[np.int32]]:
+    """The crossed edges at the lowest corners of cells (A,), each a vertex.
+
+    Returns:
+        The cell (N,) and direction (N,) of each vertex, and the number (A, 3) of the vertex on the edges along x, y, z
+        of each cell, which says nothing where that edge is not crossed.
+    """
     inside = np.unpackbits(cases[:, None], axis=1, bitorder="little").view(np.bool_)
     crossed = inside[:, :1] != inside[:, [4, 2, 1]]  # along x, y, z from the lowest corner
     owner, axis = np.nonzero(crossed)
     numbers = np.cumsum(crossed.reshape(-1), dtype=np.int32).reshape(-1, 3) - 1
-    start = cells[owner]
-    end = start + np.eye(3, dtype=np.int32)[axis]
-    values = np.stack([samples.at(p[:, 0], p[:, 1], p[:, 2]) for p in (start, end)], 1)
-    count = max(len(cases), 1)
-    faces = [_faces(samples, cells[a : a + _PASS], cases[a : a + _PASS], numbers) for a in range(0, count, _PASS)]
-    return Crossings(start, axis.astype(np.int8), values, np.concatenate(faces))
+    return owner, axis.astype(np.int8), numbers
 
 
 def _faces(
-    samples: SparseSamples, cells: NDArray[np.int32], cases: NDArray[np.uint8], numbers: NDArray[np.int32]
+    cells: NDArray[np.int32], cases: NDArray[np.uint8], vertices: Callable[[Ints, Ints], NDArray[np.int32]]
 ) -> NDArray[np.int32]:
-    """Triangles (F, 3) of some cells, as vertex numbers."""
+    """Triangles (F, 3) of some cells; ``vertices``: owners (F, 3, 3) of edges, their axes (F, 3) → vertex numbers."""
     tables = case_tables()
     counts = tables.counts[cases]
     cell = np.repeat(np.arange(len(cells)), counts)
     which = np.arange(len(cell)) - np.repeat(np.cumsum(counts) - counts, counts)
-    owner = cells[cell][:, None, :] + tables.owners[cases[cell], which]
-    axes = tables.axes[cases[cell], which]
-    owners = samples.cell_numbers[samples.addresses(owner[..., 0], owner[..., 1], owner[..., 2])]
-    return numbers[owners, axes]
+    owners = cells[cell][:, None, :] + tables.owners[cases[cell], which]
+    return vertices(owners, tables.axes[cases[cell], which])
 
 
-def place_vertices(
-    crossings: Crossings, samples: SparseSamples, evaluate: Callable[[Floats], Floats], steps: int
-) -> Floats:
+def place_vertices(crossings: Crossings, evaluate: Callable[[Floats], Floats], steps: int) -> Floats:
     """Put each vertex where the raw density meets the level on its edge.
 
     Linear interpolation first; then regula falsi with the Illinois rule, which keeps the bracket: each step evaluates
@@ -296,21 +425,30 @@ def place_vertices(
     Edges into the padding get their vertex at the sample in space, so that a mesh is closed by flat faces there.
 
     Args:
-        crossings: from `triangulate`.
-        samples: the lattice and the level.
+        crossings: from `triangulate` or `march_layers`.
         evaluate: world positions (N, 3) → raw density (N,).
         steps: evaluations per vertex, >= 0.
 
     Returns:
         (N, 3) float32 world positions.
     """
+    placed = np.empty((len(crossings.axis), 3), np.float32)
+    for at in range(0, len(placed), _PASS):
+        part = slice(at, at + _PASS)
+        c = replace(crossings, start=crossings.start[part], axis=crossings.axis[part], values=crossings.values[part])
+        placed[part] = c.lattice.positions(_along(c, _parameters(c, evaluate, steps), np.arange(len(c.axis))))
+    return placed
+
+
+def _parameters(crossings: Crossings, evaluate: Callable[[Floats], Floats], steps: int) -> Floats:
+    """Where each edge (N,) meets the level, from 0 at its lower to 1 at its upper end; see `place_vertices`."""
     a, b = np.zeros(len(crossings.values)), np.ones(len(crossings.values))
     fa, fb = crossings.values.astype(np.float64).T.copy()
     t = _zero(a, b, fa, fb)
     scale = np.abs(fa - fb)
     todo = np.flatnonzero(np.isfinite(scale))
     for _ in range(steps):
-        f = evaluate(samples.lattice.positions(_along(crossings, t, todo))) - np.float64(np.float32(samples.level))
+        f = evaluate(crossings.lattice.positions(_along(crossings, t, todo))) - np.float64(np.float32(crossings.level))
         left = (f > 0) == (fa[todo] > 0)
         for side, end, value, other in ((left, a, fa, fb), (~left, b, fb, fa)):
             hit = todo[side]
@@ -320,7 +458,7 @@ def place_vertices(
             end[hit], value[hit] = t[hit], f[side]
         t[todo] = _zero(a[todo], b[todo], fa[todo], fb[todo])
         todo = todo[np.abs(f) > 0.01 * scale[todo]]
-    return samples.lattice.positions(_along(crossings, t, np.arange(len(t))))
+    return t
 
 
 def _zero(a: Floats, b: Floats, fa: Floats, fb: Floats) -> Floats:

@@ -16,7 +16,7 @@ from multiview.errors import FieldError, MeshError, SettingsError
 
 from .field import Field, RawDensity
 from .lattice import Evaluator, Lattice, Scan, SparseSamples, evaluate_chunks, scan
-from .marching import Crossings, follow_surface, place_vertices, triangulate
+from .marching import Crossings, follow_surface, march_layers, place_vertices, triangulate
 from .pieces import outer_faces
 from .threshold import Threshold, choose_threshold
 
@@ -25,7 +25,16 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.floating[Any]]
 
+Way = Literal["followed", "dense"]
+
 _PROBE = 65  # samples per axis of the first look that finds the occupied box
+# Where a coarse scan parts a larger share of its pairs, following the surface would visit a good part of all cells. A
+# plane that crosses a cell parts its one pair in 0.58 of all directions, so that this is a third of the coarse cells.
+_DENSE_SHARE = 0.2
+# A pattern of the field may lie so beside that of the scan that it tells too little: following gives up at this share.
+_MOST_FOLLOWED = 1 / 4
+# A mesh of so many faces that crosses so large a share of the cells is worth a word; objects cross a few in a hundred.
+_NOISY_FACES, _NOISY_SHARE = 500_000, 1 / 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +105,13 @@ class Mesh:
         """Whether every edge has exactly two faces, which run along it in opposite directions."""
         tail = self.faces[:, [0, 1, 2]].reshape(-1).astype(np.int64)
         head = self.faces[:, [1, 2, 0]].reshape(-1).astype(np.int64)
-        along = np.sort(tail * len(self.vertices) + head)
-        against = np.sort(head * len(self.vertices) + tail)
+        along = tail * len(self.vertices)
+        along += head
+        against = head  # in place, as meshes of many millions of faces need it
+        against *= len(self.vertices)
+        against += tail
+        along.sort()
+        against.sort()
         once = bool((along[1:] != along[:-1]).all())
         return once and bool((along == against).all())
 
@@ -198,6 +212,8 @@ class ExtractionReport:
         mesh_resolution: samples along the longest side of ``box``.
         shape: samples along x, y, z.
         box: lowest and highest corner of the lattice, world units.
+        way: ``followed``: the surface was followed from where a coarse scan met it; ``dense``: every sample of the
+            lattice was evaluated, since the surface runs through a good part of all cells.
         evaluations: density evaluations, all passes together.
         cells: lattice cells that the surface crosses.
         pieces_dropped: small pieces and inner shells that were left out.
@@ -211,6 +227,7 @@ class ExtractionReport:
     mesh_resolution: int
     shape: tuple[int, int, int]
     box: tuple[tuple[float, float, float], tuple[float, float, float]]
+    way: Way
     evaluations: int
     cells: int
     pieces_dropped: int
@@ -229,6 +246,7 @@ class ExtractionSettings:
     fit_box: bool = True
     refine_steps: int = 2
     chunk_size: int = 262144
+    way: Literal["auto"] | Way = "auto"
 
     def __post_init__(self) -> None:
         if not 8 <= self.mesh_resolution <= 4096:
@@ -239,6 +257,8 @@ class ExtractionSettings:
             raise SettingsError(f"threshold must be a density or 'auto', found {self.threshold!r}.")
         if self.threshold != "auto" and not math.isfinite(self.threshold):
             raise SettingsError(f"threshold must be a finite density or 'auto', found {self.threshold}.")
+        if self.way not in ("auto", "followed", "dense"):
+            raise SettingsError(f"way must be 'auto', 'followed' or 'dense', found {self.way!r}.")
         if not 0 <= self.keep_pieces <= 1:
             raise SettingsError(f"keep_pieces is a share of the largest piece, 0 to 1, found {self.keep_pieces}.")
         if self.refine_steps < 0 or self.chunk_size < 1:
@@ -256,12 +276,14 @@ def extract_mesh(
     fit_box: bool = True,
     refine_steps: int = 2,
     chunk_size: int = 262144,
+    way: Literal["auto"] | Way = "auto",
     progress: Callable[[float], None] | None = None,
 ) -> Mesh:
     """Take the surface of a field as a closed, outward-facing mesh with vertex colours.
 
     A coarse pattern of samples finds the surface, which is then followed over the fine lattice so that the field is
-    evaluated only at corners of cells that it crosses; marching cubes (PyMCubes' cases) makes the triangles; vertices
+    evaluated only at corners of cells that it crosses (a surface that is nearly everywhere, as in noise, is found by
+    going through all cells, a layer at a time); marching cubes (PyMCubes' cases) makes the triangles; vertices
     are moved onto the level by regula falsi on the field's raw scale. Beyond the cube the field counts as empty, so a
     surface that meets the cube's faces is closed there; a field that says it reaches further (`Field.reach`) is first
     tried once more in a cube up to 1.25 times as large.
@@ -276,6 +298,7 @@ def extract_mesh(
             samples at linspace(-scene_radius, scene_radius, mesh_resolution), as the reference programs do.
         refine_steps: evaluations for each vertex after linear interpolation.
         chunk_size: points per pass through the field; changes memory, never results beyond rounding.
+        way: ``followed`` or ``dense`` insists on one way; the meshes differ only by what ``followed`` can miss.
         progress: called with a growing fraction in [0, 1].
 
     Returns:
@@ -283,13 +306,13 @@ def extract_mesh(
         every 8th from 400 samples on) can be missed; whatever hangs together with a found part is found.
 
     Raises:
-        MeshError: nothing or everything is above the threshold.
+        MeshError: nothing or everything is above the threshold; or the mesh has over 50 million faces.
         FieldError: the field gives numbers that are not finite.
         SettingsError: an option is out of range.
     """
     return extract_mesh_with_report(
         field, mesh_resolution=mesh_resolution, threshold=threshold, keep_pieces=keep_pieces, fit_box=fit_box,
-        refine_steps=refine_steps, chunk_size=chunk_size, progress=progress,
+        refine_steps=refine_steps, chunk_size=chunk_size, way=way, progress=progress,
     )[0]  # fmt: skip
 
 
@@ -307,7 +330,7 @@ def extract_mesh_with_report(
     if _touches(shell, field.scene_radius) and field.reach > field.scene_radius:
         shell = _try_larger(shell, raw, evaluate, field, options)
     tell(0.5)
-    vertices = place_vertices(shell.crossings, shell.samples, evaluate, options.refine_steps)
+    vertices = place_vertices(shell.crossings, evaluate, options.refine_steps)
     tell(0.75)
     mesh = Mesh(vertices, shell.crossings.faces, _colors(field, vertices, options.chunk_size))
     tell(1.0)
@@ -318,11 +341,15 @@ def extract_mesh_with_report(
 class _Shell:
     """The outside of a level set on a lattice, closed, before its vertices are refined."""
 
-    samples: SparseSamples
     crossings: Crossings
     threshold: Threshold
-    cells: int
+    way: Way
     pieces_dropped: int
+
+    @property
+    def lattice(self) -> Lattice:
+        """Where its edges lie."""
+        return self.crossings.lattice
 
     @property
     def sides_cut(self) -> NDArray[np.bool_]:
@@ -335,8 +362,9 @@ class _Shell:
 
     def sides_on_cube(self, radius: float) -> NDArray[np.bool_]:
         """(2, 3) whether a side of the lattice lies on the face of the cube of half side ``radius``, or beyond it."""
-        lattice, near = self.samples.lattice, 1e-6 * radius
-        return np.stack([np.asarray(lattice.origin) <= -radius + near, np.asarray(lattice.upper) >= radius - near])
+        near = 1e-6 * radius
+        low, high = np.asarray(self.lattice.origin), np.asarray(self.lattice.upper)
+        return np.stack([low <= -radius + near, high >= radius - near])
 
 
 def _shell_in_cube(
@@ -356,8 +384,8 @@ def _shell_in_cube(
 
 def _shell_in_box(probe: _Shell, radius: float, step: int, evaluate: Evaluator, options: ExtractionSettings) -> _Shell:
     """Find the level set again on a lattice over the box of a rough one; grow the box until it holds all of it."""
-    rough = place_vertices(probe.crossings, probe.samples, evaluate, 0).astype(np.float64)
-    margin = probe.samples.lattice.spacing
+    rough = place_vertices(probe.crossings, evaluate, 0).astype(np.float64)
+    margin = probe.lattice.spacing
     low, high = rough.min(0) - margin, rough.max(0) + margin
     while True:
         low, high = np.maximum(low, -radius), np.minimum(high, radius)
@@ -374,17 +402,30 @@ def _shell_in_box(probe: _Shell, radius: float, step: int, evaluate: Evaluator, 
 def _shell(
     lattice: Lattice, coarse: Scan, threshold: Threshold, evaluate: Evaluator, options: ExtractionSettings
 ) -> _Shell:
-    samples = SparseSamples(lattice, evaluate, threshold.raw)
-    surface = follow_surface(samples, coarse, small_pieces=options.keep_pieces == 0)
-    crossings = triangulate(samples, surface)
+    crossings, way = _crossings(lattice, coarse, threshold.raw, evaluate, options)
     if not len(crossings.faces):
         raise MeshError(
             f"no surface was found at density_threshold={threshold.density:.6g} on {lattice.shape} samples; what is "
             "above it is smaller than a few cells. Try a lower threshold or a higher mesh_resolution."
         )
-    rough = place_vertices(crossings, samples, evaluate, 0)
+    rough = place_vertices(crossings, evaluate, 0)
     stays, dropped = outer_faces(rough, crossings.faces, options.keep_pieces)
-    return _Shell(samples, crossings.select(stays), threshold, len(surface.cells), dropped)
+    return _Shell(crossings.select(stays), threshold, way, dropped)
+
+
+def _crossings(
+    lattice: Lattice, coarse: Scan, level: float, evaluate: Evaluator, options: ExtractionSettings
+) -> tuple[Crossings, Way]:
+    """Where the level set crosses the lattice, found in the way asked for or the one that is likely the shorter."""
+    auto = options.way == "auto"
+    if options.way == "followed" or (auto and coarse.share_crossed(level) <= _DENSE_SHARE):
+        most = int(_MOST_FOLLOWED * math.prod(lattice.shape)) if auto else None
+        samples = SparseSamples(lattice, evaluate, level)
+        surface = follow_surface(samples, coarse, small_pieces=options.keep_pieces == 0, most_cells=most)
+        if most is None or len(surface.cells) <= most:
+            return triangulate(samples, surface), "followed"
+        del samples, surface  # their memory is needed
+    return march_layers(lattice, evaluate, level), "dense"
 
 
 def _lattice_over(low: FloatArray, high: FloatArray, radius: float, samples: int) -> Lattice:
@@ -429,7 +470,7 @@ def _colors(field: Field, vertices: FloatArray, chunk_size: int) -> FloatArray:
 
 
 def _report(shell: _Shell, options: ExtractionSettings, evaluations: int, seconds: float) -> ExtractionReport:
-    lattice, notes = shell.samples.lattice, []
+    lattice, notes = shell.lattice, []
     touched = bool(shell.sides_cut.any())
     if touched:
         notes.append("The object reaches the border of the scene cube and was cut off flat there.")
@@ -438,14 +479,21 @@ def _report(shell: _Shell, options: ExtractionSettings, evaluations: int, second
             f"The field hardly crosses its usual level; density_threshold={shell.threshold.density:.4g} was chosen "
             "from the histogram of densities. Give --threshold to choose another."
         )
+    faces, share = len(shell.crossings.faces), shell.crossings.cells / math.prod(n + 1 for n in lattice.shape)
+    if faces > _NOISY_FACES and share > _NOISY_SHARE:
+        notes.append(
+            f"The mesh has {faces:,} faces: its surface runs through {share:.0%} of all cells, which is noise rather "
+            "than an object. Check the weights, try another --threshold, or ask for fewer faces (--faces)."
+        )
     return ExtractionReport(
         threshold=shell.threshold.density,
         threshold_chosen=shell.threshold.chosen,
         mesh_resolution=options.mesh_resolution,
         shape=lattice.shape,
         box=(lattice.origin, lattice.upper),
+        way=shell.way,
         evaluations=evaluations,
-        cells=shell.cells,
+        cells=shell.crossings.cells,
         pieces_dropped=shell.pieces_dropped,
         touched_border=touched,
         warnings=tuple(notes),

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from .inside import winding_number_torch
 from .lattice import Floats, Ints
 
+_PASS = 1 << 19  # faces per pass; changes memory, and sums in their last digits
+
 
 def label_pieces(faces: Ints, vertex_count: int) -> tuple[int, Ints]:
     """How many pieces hang together by shared vertices, and the piece (F,) of each face, numbered from 0."""
@@ -38,17 +40,33 @@ def outer_faces(vertices: Floats, faces: Ints, keep_pieces: float) -> tuple[NDAr
     count, piece = label_pieces(faces, len(vertices))
     if count == 1:
         return np.ones(len(faces), np.bool_), 0
-    a, b, c = (vertices[faces[:, k]].astype(np.float64) for k in range(3))
-    area = np.bincount(piece, np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2, count)
-    volume = np.bincount(piece, np.einsum("ij,ij->i", a, np.cross(b, c)) / 6, count)
+    area, volume = np.zeros(count), np.zeros(count)
+    for at in range(0, len(faces), _PASS):
+        part = slice(at, at + _PASS)
+        a, b, c = (vertices[faces[part, k]].astype(np.float64) for k in range(3))
+        area += np.bincount(piece[part], np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2, count)
+        volume += np.bincount(piece[part], np.einsum("ij,ij->i", a, np.cross(b, c)) / 6, count)
     cavity = volume <= 0
     stays = ~cavity & (area >= keep_pieces * area[~cavity].max(initial=0.0))
+    # Faces piece by piece, so that looking at one of thousands of pieces does not cost a pass over all faces.
+    by_piece = np.argsort(piece, kind="stable")
+    first = np.searchsorted(piece, np.arange(count + 1), sorter=by_piece)
+    low, high = _bounds(vertices, faces, by_piece, first[:-1])
+    points = vertices[faces[by_piece[first[:-1]], 0]]
     for hollow in np.flatnonzero(cavity):
-        wall = faces[piece == hollow]
-        low, high = vertices[wall].min((0, 1)), vertices[wall].max((0, 1))
-        for other in np.flatnonzero(stays):
-            point = vertices[faces[np.argmax(piece == other), 0]]
-            near = ((point > low) & (point < high)).all()
-            if near and abs(winding_number_torch(vertices, wall, point[None])[0]) > 0.5:
+        near = stays & ((points > low[hollow]) & (points < high[hollow])).all(1)
+        for other in np.flatnonzero(near):
+            wall = faces[by_piece[first[hollow] : first[hollow + 1]]]
+            if abs(winding_number_torch(vertices, wall, points[other][None])[0]) > 0.5:
                 stays[other] = False
     return stays[piece], int(count - stays.sum())
+
+
+def _bounds(vertices: Floats, faces: Ints, by_piece: Ints, first: Ints) -> tuple[Floats, Floats]:
+    """Lowest and highest corners (P, 3) of pieces, each of the faces ``by_piece`` from ``first`` (P,) on."""
+    low, high = np.empty((2, len(first), 3), vertices.dtype)
+    for axis in range(3):
+        values = vertices[:, axis][faces]
+        low[:, axis] = np.minimum.reduceat(values.min(1)[by_piece], first)
+        high[:, axis] = np.maximum.reduceat(values.max(1)[by_piece], first)
+    return low, high

@@ -93,6 +93,7 @@ class TripoSRNetwork(nn.Module):
         self.blocks = nn.ModuleList(DecoderBlock(block) for _ in range(c.layers))
         self.upsampler = PlaneUpsampler(c.channels, c.plane_channels)
         self.decoder = PlanesDecoder(c.plane_channels, c.decoder_width, c.decoder_layers, c.activation)
+        self._begun: tuple[object, Tensor] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Pictures (B, 3, S, S) in [0, 1] over mid grey → planes (B, 3, C, H, W) float32."""
@@ -104,12 +105,33 @@ class TripoSRNetwork(nn.Module):
 
     def plane_tokens(self, context: Tensor) -> Tensor:
         """Image tokens (B, M, E) → plane tokens (B, 3 * s * s, channels), plane by plane, row-major."""
-        learned = self.tokens.transpose(0, 1).flatten(1)[None]  # (1, channels, 3 * s * s)
-        # The group norm runs over groups of channels and all tokens at once.
-        x = self.enter(self.norm(learned).transpose(1, 2)).float().expand(len(context), -1, -1)
-        for block in self.blocks:
-            x = block(x, context)
-        return self.leave(x) + learned.transpose(1, 2)
+        x = self.begun_tokens()
+        for i, block in enumerate(self.blocks):
+            x = block(x, context, begun=i == 0)
+        return self.leave(x) + self._learned().transpose(1, 2)
+
+    def begun_tokens(self) -> Tensor:
+        """Plane tokens (1, 3 * s * s, width) as far as the picture has no say: past the first block's self-attention.
+
+        They are the same for every picture, so without gradients they are kept from one to the next while the weights
+        that they come from stay as they are.
+        """
+        first = self.blocks[0]
+        assert isinstance(first, DecoderBlock)  # nn.ModuleList does not say so
+        parts = (self.norm, self.enter, first.norm_self, first.attend_self)
+        sources = [self.tokens, *(parameter for part in parts for parameter in part.parameters())]
+        key = [(p.data_ptr(), p._version, p.dtype, p.device) for p in sources]
+        if torch.is_grad_enabled() or self._begun is None or self._begun[0] != key:
+            # The group norm runs over groups of channels and all tokens at once.
+            x = self.enter(self.norm(self._learned()).transpose(1, 2)).float()
+            x = x + first.attend_self(first.norm_self(x))
+            self._begun = None if torch.is_grad_enabled() else (key, x)
+            return x
+        return self._begun[1]
+
+    def _learned(self) -> Tensor:
+        """The learned tokens (1, channels, 3 * s * s), plane by plane, row-major."""
+        return self.tokens.transpose(0, 1).flatten(1)[None]
 
 
 _BLOCK = "backbone.transformer_blocks.*"

@@ -8,7 +8,7 @@ import time
 import torch
 
 from lrm.blocks import BlockConfig, DecoderBlock, use_dtype
-from multiview.devices import pick_dtype, synchronize
+from multiview.devices import on_accelerator, pick_dtype, synchronize
 
 # bf16 must be so many times as fast as fp32 to be taken, so that a noisy clock does not change the numbers of a run.
 _WORTH_IT = 1.3
@@ -49,7 +49,11 @@ def bf16_is_faster(device: str, width: int, heads: int, context: int) -> bool:
 
 @torch.no_grad()
 def _block_seconds(dtype: torch.dtype, device: str, width: int, heads: int, context: int) -> float:
-    """The shorter of two runs of a decoder block over a few tokens, after one to warm up."""
+    """The shorter of two runs of a decoder block over a few tokens, after one to warm up.
+
+    On the CPU the clock counts the seconds of this process alone, so that other programs do not change the choice.
+    """
+    clock = time.perf_counter if on_accelerator(torch.device(device)) else time.process_time
     with torch.device("meta"):
         block = use_dtype(DecoderBlock(BlockConfig(width, heads, context, 1e-6)), dtype)
     block = block.to_empty(device=device)
@@ -59,8 +63,8 @@ def _block_seconds(dtype: torch.dtype, device: str, width: int, heads: int, cont
     image_tokens = torch.full((1, _PROBE_TOKENS, context), 0.5, device=device)
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = clock()
         block(tokens, image_tokens)
         synchronize(torch.device(device))
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     return min(seconds[1:])

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 _CUTOUT_SIZE = 512
 _COLOR_CHUNK = 1 << 16
 _CHECK_SIZE = 128
-_PSNR_SIZE = 64
+_PSNR_SIZE = 48
 _MEDIAN_SIZE = 64
 _LOW_IOU = 0.5
 _OFFSETS_DEG = (0.0, 8.0, -8.0, 16.0, -16.0)  # about an estimated elevation, which is off by 8 degrees in the mean
@@ -658,9 +658,9 @@ def quality_checks(
 
 @torch.no_grad()
 def seen_psnr(made: Reconstruction, cutout: Cutout) -> float:
-    """PSNR in dB of a field rendered by its source camera against the cut-out, both over white, 64 px; 60 at most."""
+    """PSNR in dB of a field rendered by its source camera against the cut-out, both over white, 48 px; 60 at most."""
     rgba = cutout.to_tensor(_PSNR_SIZE)
-    seen = render(made.field, made.camera, _PSNR_SIZE, _PSNR_SIZE, samples_per_ray=64).images[0].float().cpu()
+    seen = render(made.field, made.camera, _PSNR_SIZE, _PSNR_SIZE, samples_per_ray=_PSNR_SIZE).images[0].float().cpu()
     error = (seen.clamp(0, 1) - (rgba[:3] * rgba[3:] + 1 - rgba[3:])).square().mean()
     return float(-10 * error.clamp(min=1e-6).log10())
 

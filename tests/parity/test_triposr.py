@@ -133,6 +133,38 @@ def test_bf16_matrices_stay_within_2_percent() -> None:
     assert 1e-5 < error.item() < 0.02
 
 
+@torch.no_grad()
+def test_what_no_picture_changes_is_worked_out_once_and_changes_nothing() -> None:
+    network = small_model().network
+    calls: list[int] = []
+    network.blocks[0].attend_self.register_forward_hook(lambda *_: calls.append(1))
+    pictures = uniform(4, (2, 3, 96, 96))
+    first, second, again = (network(pictures[i : i + 1]) for i in (0, 1, 0))
+    assert len(calls) == 1
+    for i, planes in enumerate((first, second)):
+        assert torch.equal(small_model().network(pictures[i : i + 1]), planes)
+    assert torch.equal(again, first)
+    # Both at once share the first tokens: equal up to rounding.
+    torch.testing.assert_close(network(pictures), torch.cat([first, second]), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tokens", "norm.weight", "enter.bias", "blocks.0.norm_self.bias"])
+def test_changed_weights_are_noticed_between_pictures(name: str) -> None:
+    model, picture = small_model(), uniform(4, (1, 3, 96, 96))
+    with torch.no_grad():
+        before = model.network(picture)
+        model.network.get_parameter(name).mul_(1.5)
+        after = model.network(picture)
+        fresh = copy.deepcopy(model.network)
+        fresh._begun = None
+        assert torch.equal(fresh(picture), after) and not torch.equal(before, after)
+    parameter = model.network.get_parameter(name).requires_grad_()
+    for _ in range(2):  # a kept result would have no gradient, or one of a graph that is gone
+        parameter.grad = None
+        model.network(picture).square().mean().backward()
+        assert parameter.grad is not None and float(parameter.grad.abs().max()) > 0
+
+
 # The published file's tensors, full size, without memory for them.
 
 

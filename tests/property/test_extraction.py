@@ -16,8 +16,9 @@ from torch import Tensor
 
 from lrm.field import FunctionField
 from lrm.lattice import Evaluator, Lattice, SparseSamples, scan
-from lrm.marching import Crossings, follow_surface, place_vertices, triangulate
+from lrm.marching import Crossings, follow_surface, march_layers, place_vertices, triangulate
 from lrm.mesh import Mesh, extract_mesh, extract_mesh_with_report
+from lrm.pieces import outer_faces
 
 seeds = st.integers(0, 2**31 - 1)
 SAMPLES = 41
@@ -43,7 +44,7 @@ def sparse(function: Callable[[Tensor], Tensor], samples: int, step: int) -> tup
     evaluate = Evaluator(function, torch.device("cpu"), 100_000)
     kept = SparseSamples(lattice, evaluate, 0.0)
     crossings = triangulate(kept, follow_surface(kept, scan(lattice, step, evaluate), small_pieces=True))
-    return lattice, crossings, place_vertices(crossings, kept, evaluate, 0)
+    return lattice, crossings, place_vertices(crossings, evaluate, 0)
 
 
 def dense(function: Callable[[Tensor], Tensor], lattice: Lattice) -> tuple[np.ndarray, np.ndarray]:
@@ -87,6 +88,47 @@ def test_the_sparse_mesh_has_the_dense_meshs_very_triangles() -> None:
     assert len(mine & theirs) > 0.99 * len(theirs)
     turned = canonical(vertices, crossings.faces[:, ::-1], lattice)
     assert len(turned & theirs) < 0.05 * len(theirs)  # slivers with two corners that round to one
+
+
+@settings(max_examples=15)
+@given(seeds, st.sampled_from([20, 31]))
+def test_marching_layer_by_layer_gives_the_very_same_mesh_as_following(seed: int, samples: int) -> None:
+    function = waves(seed)
+    lattice, followed, vertices = sparse(function, samples, step=1)
+    evaluate = Evaluator(function, torch.device("cpu"), 1000)
+    marched = march_layers(lattice, evaluate, 0.0)
+    assert evaluate.count == samples**3
+    for name in ("start", "axis", "faces"):
+        np.testing.assert_array_equal(getattr(marched, name), getattr(followed, name))
+    assert np.abs(place_vertices(marched, evaluate, 0) - vertices).max() < 1e-6 * np.ptp(vertices, axis=0).max()
+    assert len(np.unique(marched.start, axis=0)) <= marched.cells == followed.cells
+
+
+@settings(max_examples=5)
+@given(seeds)
+def test_noise_is_marched_densely_and_gives_the_dense_mesh(seed: int) -> None:
+    # Random numbers on 24 nodes per axis, linear in between: at their median the surface is nearly everywhere.
+    nodes = torch.randn(1, 1, 24, 24, 24, generator=torch.Generator().manual_seed(seed))
+
+    def noise(p: Tensor) -> Tensor:
+        at = p.flip(-1)[None, None, None]
+        return torch.nn.functional.grid_sample(nodes, at, align_corners=True)[0, 0, 0, 0]
+
+    field = FunctionField(lambda p: 10 + noise(p), gray)
+    mesh, report = extract_mesh_with_report(
+        field, mesh_resolution=SAMPLES, threshold=10.0, fit_box=False, refine_steps=0, keep_pieces=0.01
+    )
+    assert report.way == "dense" and report.evaluations > SAMPLES**3
+    lattice = Lattice((-1.0,) * 3, 2 / (SAMPLES - 1), (SAMPLES,) * 3)
+    expected, faces = dense(lambda p: field.density(p) - 10, lattice)
+    stays, dropped = outer_faces(expected, faces, 0.01)
+    assert (len(mesh.faces), report.pieces_dropped) == (stays.sum(), dropped)
+    expected = expected[np.unique(faces[stays])]
+    tolerance = 1e-6 + 1.1e-4 * lattice.spacing
+    assert len(mesh.vertices) == len(expected)
+    assert cKDTree(expected).query(mesh.vertices)[0].max() < tolerance
+    assert cKDTree(mesh.vertices).query(expected)[0].max() < tolerance
+    assert mesh.is_watertight
 
 
 def test_far_fewer_samples_than_dense() -> None:

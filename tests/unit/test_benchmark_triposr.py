@@ -8,9 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.triposr import PUBLISHED_CONFIG, Meter, filled, filled_weights, memory_mib, published_shapes, table
-from lrm.triposr import TripoSRConfig, published_config
+from benchmarks.triposr import (
+    PUBLISHED_CONFIG,
+    Meter,
+    filled,
+    filled_weights,
+    memory_mib,
+    network_flop,
+    product_rate,
+    published_shapes,
+    table,
+)
+from lrm.triposr import TripoSRConfig, TripoSRNetwork, published_config
+from lrm.vit import VitConfig
 from multiview.checkpoint import read_checkpoint
 from tests.parity.fill import fill_tensor
 
@@ -74,9 +86,14 @@ def test_the_table_adds_seconds_and_takes_the_highest_peak() -> None:
     stages = [
         {"stage": "start", "wall": 1.5, "cpu": 1.0, "peak_mib": 300.0, "anonymous_mib": 100.0},
         {"stage": "weights", "wall": 2.25, "cpu": 2.0, "peak_mib": 200.0, "anonymous_mib": 150.0},
+        {"stage": "encoder", "wall": 1.0, "cpu": 2.0, "peak_mib": 100.0, "anonymous_mib": 100.0},
+        {"stage": "decoder", "wall": 5.0, "cpu": 9.5, "peak_mib": 100.0, "anonymous_mib": 100.0},
     ]
     row = {
-        "dtype": "bf16",
+        "dtype": "auto",
+        "ran": "bfloat16",
+        "tflop": 3.0,
+        "tflop_per_s": 0.75,
         "surface": "teapot",
         "threads": 2,
         "resolution": 256,
@@ -85,5 +102,29 @@ def test_the_table_adds_seconds_and_takes_the_highest_peak() -> None:
         "machine": 0.5,
     }
     lines = table({**row, "stages": stages}).splitlines()
-    assert "TripoSR, bf16, teapot, 2 threads, 256 samples per axis (1,234 faces" in lines[0]
-    assert lines[-1].split() == ["all", "3.75", "3.00", "300", "150"]
+    assert "TripoSR, auto (bfloat16), teapot, 2 threads, 256 samples per axis (1,234 faces, GLB" in lines[0]
+    assert lines[-1].split() == ["all", "9.75", "14.50", "300", "150"]
+    # 3 TFLOP at 0.75 TFLOP/s are 4 s; encoder and decoder took 6.
+    assert "3.00 TFLOP in 6.00 s; floor 4.00 s at 0.75 TFLOP/s, 1.50 times that" in lines[1]
+
+
+def test_the_networks_operations_are_those_that_torch_counts() -> None:
+    config = TripoSRConfig(
+        image_size=32, vit=VitConfig(table_side=2, width=24, layers=3, heads=2, mlp_width=40), plane_size=4,
+        channels=64, heads=2, head_width=16, layers=2, plane_channels=5,
+    )  # fmt: skip
+    network = TripoSRNetwork(config)
+    with FlopCounterMode(display=False) as counter:
+        network(torch.rand(1, 3, 32, 32))
+    assert network_flop(config) == counter.get_total_flops()
+
+
+def test_the_full_size_network_is_three_teraflop() -> None:
+    assert network_flop(TripoSRConfig()) == pytest.approx(3.0e12, rel=0.1)
+
+
+def test_a_rate_is_operations_over_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0.0, 9.0, 10.0, 10.5, 11.0, 13.0])
+    monkeypatch.setattr("benchmarks.triposr.time.perf_counter", lambda: next(ticks))
+    # The first product warms up; of the others, 0.5 s and 2 s, the faster counts: 2 * 8 * 8 * 8 / 0.5.
+    assert product_rate(torch.float32, side=8, times=2) == 2048.0

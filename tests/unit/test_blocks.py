@@ -103,6 +103,16 @@ def test_a_block_is_its_steps_in_the_configs_order(order: tuple, mlp: str) -> No
     assert (other(x, context) - y).abs().max().item() > 1e-3
 
 
+def test_one_set_of_tokens_meets_many_contexts() -> None:
+    block = DecoderBlock(replace(CONFIG, order=("self", "cross")))
+    x, contexts = torch.randn(1, 6, 16), torch.randn(3, 4, 12)
+    expected = torch.cat([block(x, contexts[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(block(x, contexts), expected, atol=1e-5, rtol=1e-5)
+    begun = x + block.attend_self(block.norm_self(x))
+    torch.testing.assert_close(block(begun, contexts, begun=True), expected, atol=1e-5, rtol=1e-5)
+    assert (block(x, contexts, begun=True) - expected).abs().max().item() > 1e-3
+
+
 def test_each_image_has_its_own_condition() -> None:
     block = DecoderBlock(replace(CONFIG, condition_width=3))
     x, context, condition = torch.randn(2, 6, 16), torch.randn(2, 4, 12), torch.randn(2, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from lrm.field import FunctionField, OutputRule, PlanesDecoder, RawDensity, TriplaneField
 from lrm.fit import FitConfig, fit_points
-from lrm.lattice import Lattice, scan
-from lrm.marching import case_tables
+from lrm.lattice import Evaluator, Lattice, SparseSamples, layers, scan
+from lrm.marching import case_tables, follow_surface, march_layers
 from lrm.mesh import Mesh, extract_mesh, extract_mesh_with_report
 from lrm.pieces import label_pieces
 from lrm.threshold import choose_threshold
@@ -252,6 +253,119 @@ def test_scan_looks_at_a_quarter_of_the_coarse_samples() -> None:
     assert found.values[2, 2, 2] == 4.0 and found.values[3, 1, 3] == 8.0 and np.isnan(found.values[2, 1, 1])
 
 
+def test_the_share_of_crossed_coarse_cells_by_hand() -> None:
+    found = scan(Lattice((0.0, 0.0, 0.0), 1.0, (9, 9, 9)), 4, lambda positions: positions[:, 0])
+    # 4 x 4 x 4 coarse cells, those beside the padding too. Only the four odd samples with x = 8 are above 6, and their
+    # eight neighbours along the diagonals, with x = 4 or in the padding, are not: 32 of 64 cells.
+    assert found.share_crossed(6.0) == 0.5
+    assert found.share_crossed(9.0) == 0.0
+
+
+@pytest.mark.parametrize("together", [1, 10, 10**6])
+def test_layers_are_all_samples_with_padding(monkeypatch: pytest.MonkeyPatch, together: int) -> None:
+    monkeypatch.setattr("lrm.lattice._TOGETHER", together)
+    asked: list[int] = []
+
+    def evaluate(positions: np.ndarray) -> np.ndarray:
+        asked.append(len(positions))
+        return np.asarray(positions @ np.array([100, 10, 1], np.float32))
+
+    found = np.stack(list(layers(Lattice((1.0, 2.0, 3.0), 1.0, (4, 3, 2)), evaluate, 0.5)))
+    assert found.shape == (6, 5, 4) and sum(asked) == 24 and len(asked) == {1: 4, 10: 4, 10**6: 1}[together]
+    # Position (1, 2, 3) is 123; one sample further along z adds 1, along y 10, along x 100.
+    assert found[1:-1, 1:-1, 1:-1].flatten().tolist() == [
+        123 + 100 * x + 10 * y + z - 0.5 for x in range(4) for y in range(3) for z in range(2)
+    ]
+    assert np.isneginf(found).sum() == found.size - 24
+
+
+@pytest.mark.parametrize("fit_box", [True, False], ids=["fitted", "whole cube"])
+@pytest.mark.parametrize(
+    "distance",
+    [ball(0.6), torus_distance, lambda p: torch.minimum(ball(0.3, (0.5, 0, 0))(p), p[:, 2] + 0.7)],
+    ids=["ball", "torus", "ball over a floor that is cut"],
+)
+def test_the_dense_way_gives_the_mesh_of_the_followed_surface(
+    distance: Callable[[Tensor], Tensor], fit_box: bool
+) -> None:
+    made = {
+        way: extract_mesh_with_report(shape_field(distance), mesh_resolution=50, fit_box=fit_box, way=way)
+        for way in ("followed", "dense")
+    }
+    (followed, one), (dense, two) = made["followed"], made["dense"]
+    assert (one.way, two.way) == ("followed", "dense") and one.cells == two.cells
+    assert two.evaluations > max(math.prod(two.shape), one.evaluations)
+    np.testing.assert_array_equal(dense.faces, followed.faces)
+    assert np.abs(dense.vertices - followed.vertices).max() < 1e-6 * followed.extent.max()
+    np.testing.assert_allclose(dense.colors, followed.colors, atol=1e-5)
+
+
+def test_the_way_follows_from_how_much_surface_there_is() -> None:
+    waves = FunctionField(lambda p: 10 + torch.sin(30 * p).sum(-1), position_color)
+    assert extract_mesh_with_report(waves, mesh_resolution=48, threshold=10.0)[1].way == "dense"
+    assert extract_mesh_with_report(shape_field(ball(0.6)), mesh_resolution=96)[1].way == "followed"
+
+
+def test_following_gives_up_where_there_is_more_surface_than_the_scan_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    waves = FunctionField(lambda p: 10 + torch.sin(30 * p).sum(-1), position_color)
+    expected = extract_mesh(waves, mesh_resolution=40, threshold=10.0, way="dense")
+    monkeypatch.setattr("lrm.mesh._DENSE_SHARE", 1.0)
+    for most, way in ((1 / 4, "dense"), (1.0, "followed")):
+        monkeypatch.setattr("lrm.mesh._MOST_FOLLOWED", most)
+        mesh, report = extract_mesh_with_report(waves, mesh_resolution=40, threshold=10.0)
+        assert report.way == way and len(mesh.faces) == len(expected.faces)
+    lattice = Lattice((-1.0,) * 3, 2 / 39, (40,) * 3)
+    evaluate = Evaluator(lambda p: torch.sin(30 * p).sum(-1), torch.device("cpu"), 10**5)
+    samples = SparseSamples(lattice, evaluate, 0.0)
+    part = follow_surface(samples, scan(lattice, 4, evaluate), most_cells=1000)
+    assert 1000 < len(part.cells) < report.cells and evaluate.count < 40**3
+
+
+def test_the_dense_way_holds_layers_and_not_the_volume() -> None:
+    samples = 160
+    lattice = Lattice((-1.0,) * 3, 2 / (samples - 1), (samples,) * 3)
+    evaluate = Evaluator(lambda p: 0.3 - p.norm(dim=-1), torch.device("cpu"), 10**5)
+    case_tables()
+    tracemalloc.start()
+    try:
+        crossings = march_layers(lattice, evaluate, 0.0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(crossings.faces) > 15_000
+    assert peak < 4 * samples**3 / 2  # half of what the samples alone would take
+
+
+def test_a_mesh_of_noise_comes_with_its_face_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    waves = FunctionField(lambda p: 10 + torch.sin(30 * p).sum(-1), position_color)
+    monkeypatch.setattr("lrm.mesh._NOISY_FACES", 10_000)
+    mesh, report = extract_mesh_with_report(waves, mesh_resolution=40, threshold=10.0)
+    assert len(mesh.faces) > 10_000
+    assert f"{len(mesh.faces):,} faces" in report.warnings[-1] and "--threshold" in report.warnings[-1]
+    monkeypatch.setattr("lrm.mesh._NOISY_FACES", 10**6)
+    assert not any(
+        "faces" in w for w in extract_mesh_with_report(waves, mesh_resolution=40, threshold=10.0)[1].warnings
+    )
+    # Many faces alone are no noise.
+    monkeypatch.setattr("lrm.mesh._NOISY_FACES", 10_000)
+    fine, report = extract_mesh_with_report(shape_field(ball(0.6)), mesh_resolution=100)
+    assert len(fine.faces) > 10_000 and report.warnings == ()
+
+
+def test_a_mesh_that_memory_would_not_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrm.marching._MOST_FACES", 1000)
+    with pytest.raises(MeshError, match=r"more than 1,000 faces on \(40, 40, 40\) samples.* of 40 layers.*--threshold"):
+        extract_mesh(shape_field(ball(0.6)), mesh_resolution=40, fit_box=False, way="dense")
+
+
+def test_vertices_do_not_depend_on_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = extract_mesh(shape_field(torus_distance), mesh_resolution=40)
+    monkeypatch.setattr("lrm.marching._PASS", 37)
+    parts = extract_mesh(shape_field(torus_distance), mesh_resolution=40)
+    np.testing.assert_array_equal(parts.faces, whole.faces)
+    np.testing.assert_allclose(parts.vertices, whole.vertices, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("field", "asked", "words"),
     [
@@ -291,6 +405,7 @@ def test_a_field_with_nan_says_where() -> None:
         ({"keep_pieces": 1.5}, "0 to 1, found 1.5"),
         ({"refine_steps": -1}, "found -1"),
         ({"chunk_size": 0}, "and 0"),
+        ({"way": "sparse"}, "'dense', found 'sparse'"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], words: str) -> None:
