@@ -83,7 +83,7 @@ def read_views(path: str | Path) -> Views:
         raise CameraError(f"{path}: not found. Give a folder with pictures and {CAMERAS_FILE} or {NERF_FILE}.")
     if file.suffix.lower() in _PICTURES:
         return read_zero123plus_sheet(file)
-    values = _read_json(file)
+    values = read_json(file)
     if "frames" in values:
         return _nerf_views(file, values)
     return _own_views(file, values)
@@ -207,7 +207,7 @@ def _find(folder: Path) -> Path:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -231,7 +231,7 @@ def _read_picture(path: Path) -> _Pixels:
         raise ImageError(f"{path}: not readable as a picture ({error}). Save it again as PNG or JPEG.") from error
 
 
-def _read_masked(path: Path, mask: Path | None) -> _Pixels:
+def read_masked(path: Path, mask: Path | None) -> _Pixels:
     """The picture at ``path``; a mask replaces its alpha."""
     pixels = _read_picture(path)
     if mask is None:
@@ -274,14 +274,14 @@ def _own_views(file: Path, values: dict[str, Any]) -> Views:
         raise CameraError(f'{file}: "axes" is {axes!r}, expected "opengl" or "opencv".')
     shared = {key: values[key] for key in _SHARED if key in values}
     cameras, paths, pictures = [], [], []
-    for where, view in _entries(file, values, "views"):
+    for where, view in entries(file, values, "views"):
         _known_keys(where, view, ("image", "mask", *_ANGLES, *_MATRICES))
         if "image" not in view:
             raise CameraError(f'{where}: says no "image". Name the picture, relative to {file.name}.')
-        paths.append(_picture_path(file, where, "image", view["image"]))
-        mask = _picture_path(file, where, "mask", view["mask"]) if "mask" in view else None
-        pictures.append(_read_masked(paths[-1], mask))
-        with _named(where):
+        paths.append(picture_path(file, where, "image", view["image"]))
+        mask = picture_path(file, where, "mask", view["mask"]) if "mask" in view else None
+        pictures.append(read_masked(paths[-1], mask))
+        with named(where):
             cameras.append(_own_camera(where, {**shared, **view}, axes, pictures[-1]))
     _same_size(paths, pictures)
     return _views(pictures, Cameras.cat(cameras))
@@ -310,19 +310,19 @@ def _own_camera(where: str, view: dict[str, Any], axes: str, picture: _Pixels) -
 def _nerf_views(file: Path, values: dict[str, Any]) -> Views:
     """``transforms.json`` as Blender's NeRF scenes, instant-ngp and nerfstudio write it."""
     cameras, paths, pictures = [], [], []
-    for where, frame in _entries(file, values, "frames"):
+    for where, frame in entries(file, values, "frames"):
         if "file_path" not in frame:
             raise CameraError(f'{where}: says no "file_path". Name the picture, relative to {file.name}.')
-        paths.append(_picture_path(file, where, "file_path", frame["file_path"]))
-        mask = _picture_path(file, where, "mask_path", frame["mask_path"]) if "mask_path" in frame else None
-        pictures.append(_read_masked(paths[-1], mask))
-        with _named(where):
-            cameras.append(_nerf_camera(where, {**values, **frame}, pictures[-1]))
+        paths.append(picture_path(file, where, "file_path", frame["file_path"]))
+        mask = picture_path(file, where, "mask_path", frame["mask_path"]) if "mask_path" in frame else None
+        pictures.append(read_masked(paths[-1], mask))
+        with named(where):
+            cameras.append(nerf_camera(where, {**values, **frame}, pictures[-1]))
     _same_size(paths, pictures)
     return _views(pictures, Cameras.cat(cameras))
 
 
-def _nerf_camera(where: str, frame: dict[str, Any], picture: _Pixels) -> Cameras:
+def nerf_camera(where: str, frame: dict[str, Any], picture: _Pixels) -> Cameras:
     """The camera of a frame; ``frame`` has the file's shared values too."""
     model = frame.get("camera_model", "PINHOLE")
     bent = [key for key in _DISTORTION if key in frame and _number(where, key, frame[key]) != 0]
@@ -374,7 +374,7 @@ def _focal(where: str, key: str, angle_rad: float) -> float:
 # Values
 
 
-def _entries(file: Path, values: dict[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def entries(file: Path, values: dict[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each object of the list ``key`` with what to call it in an error."""
     rows = values.get(key)
     if not isinstance(rows, list) or not rows:
@@ -388,7 +388,7 @@ def _entries(file: Path, values: dict[str, Any], key: str) -> Iterator[tuple[str
 
 
 @contextmanager
-def _named(where: str) -> Iterator[None]:
+def named(where: str) -> Iterator[None]:
     """Put ``where`` in front of the message of a `CameraError` that does not have it yet."""
     try:
         yield
@@ -415,7 +415,7 @@ def _known_keys(where: str, values: dict[str, Any], known: Sequence[str]) -> Non
             raise CameraError(f"{where}: unknown key {key!r}.{hint}")
 
 
-def _picture_path(file: Path, where: str, key: str, name: Any) -> Path:
+def picture_path(file: Path, where: str, key: str, name: Any) -> Path:
     """The picture that ``name`` means beside ``file``; NeRF's Blender scenes leave the suffix out."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise CameraError(f"{where}: {key} is {name!r:.60}, expected a file name.")

@@ -322,10 +322,11 @@ class ViewsTrainer:
             "step": self.step, "network": self.inner.state_dict(), "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }  # fmt: skip
-        with written_whole(self.out / "checkpoint.pt") as aside:
-            torch.save(state, aside)
+        # The model first: killed in between, the run goes on from the older checkpoint and writes the same model again.
         extra = {"training": {"steps": self.step, "rings": self.step * self.config.batch_size}}
         save_network(self.average, self.out / "model", extra, torch.float16)
+        with written_whole(self.out / "checkpoint.pt") as aside:
+            torch.save(state, aside)
 
     def resume(self) -> bool:
         """Load the checkpoint when there is one."""

@@ -62,6 +62,31 @@ def preview(model: TinyLRM, data: PackedData, count: int = 6) -> np.ndarray:
     return _tiled(rows)
 
 
+def posed_preview(conditioning: list[Tensor], truth: list[Tensor], made: list[Tensor]) -> np.ndarray:
+    """Two rows an object: its picture and true views, and below the views that its field gives.
+
+    Args:
+        conditioning: pictures (4, S, S), straight alpha.
+        truth, made: views (K, 3, P, P) of each, over white.
+
+    Returns:
+        (2 * objects * P, (K + 1) * P, 3) uint8 over white.
+    """
+    rows = []
+    for picture, true, rendered in zip(conditioning, truth, made, strict=True):
+        seen = resized(picture, true.shape[-1])
+        seen = (seen[:3] * seen[3:] + 1 - seen[3:])[None]
+        rows += [torch.cat([seen, true]), torch.cat([torch.ones_like(seen), rendered])]
+    return _tiled(rows)
+
+
+def write_posed_preview(path: Path, conditioning: list[Tensor], truth: list[Tensor], made: list[Tensor]) -> np.ndarray:
+    """Write `posed_preview` as a PNG file; returns the picture."""
+    picture = posed_preview(conditioning, truth, made)
+    write_bytes_whole(path, png_bytes(picture))
+    return picture
+
+
 def _tiled(rows: list[Tensor]) -> np.ndarray:
     """Rows of pictures (K, 3, S, S) in [0, 1] → one picture (rows * S, K * S, 3) uint8."""
     sheet = torch.stack(rows).permute(0, 3, 1, 4, 2)  # (rows, S, K, S, 3)

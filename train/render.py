@@ -263,3 +263,9 @@ def surface_normals(obj: TrainingObject) -> tuple[np.ndarray, np.ndarray]:
     at_corner = smooth[place]
     gentle = (at_corner * flat[:, None]).sum(-1, keepdims=True) > CREASE_COS
     return flat.astype(np.float32), np.where(gentle, at_corner, flat[:, None]).astype(np.float32)
+
+
+if __name__ == "__main__":
+    from .renderset import main
+
+    raise SystemExit(main())

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lrm.blocks import use_dtype
+from lrm.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adapter, merge_lora, read_adapter_config
 from lrm.models import ReconstructionModel
 from multiview.checkpoint import CHECKPOINT_SUFFIXES, read_checkpoint
 from multiview.devices import pick_dtype
@@ -90,12 +94,14 @@ class Files:
         config: our ``config.json`` or the published one beside it, None without either.
         source: what the user named.
         revision: commit, when they come from the hub.
+        adapter: folder of an adapter that is merged into the weights when they are loaded, or None.
     """
 
     weights: Path
     config: Path | None
     source: registry.Source
     revision: str | None = None
+    adapter: Path | None = None
 
 
 def check_commercial(record: WeightsRecord | registry.WeightSet) -> None:
@@ -131,6 +137,9 @@ def fetch(source: registry.Source, revision: str | None, on_note: Callable[[str]
         raise SettingsError(f"revision={revision!r}: {source.name} is not from a hub. Leave revision out.")
     path = source.path
     assert path is not None, "a source is a path or a repository"
+    if (path / ADAPTER_CONFIG).is_file() and not (path / WEIGHTS_FILE).is_file():
+        base = read_adapter_config(path)[1]
+        return replace(fetch(registry.resolve(base), None, on_note), adapter=path)
     refuse_generator(str(path), generator_at(path))
     weights = _weights_in(path) if path.is_dir() else path
     return Files(weights, _config_of(weights), source)
@@ -220,6 +229,8 @@ def build(files: Files, device: torch.device, dtype: str) -> tuple[Reconstructio
         SettingsError: ``dtype`` is unknown or does not go with the device.
     """
     pick_dtype(dtype, device)  # a wrong one fails before anything is read
+    if files.adapter is not None:
+        return _build_adapted(files, files.adapter, device, dtype)
     if files.config is not None and own_config(files.config):
         return _build_own(files, files.config, device, dtype)
     state = read_checkpoint(files.weights)
@@ -229,6 +240,23 @@ def build(files: Files, device: torch.device, dtype: str) -> tuple[Reconstructio
     file = files.config if files.config is not None and _belongs(family, files.config) else None
     config = published_config(family, file, state, where)
     return _build_published(family, config, state, files, device, dtype, published=True)
+
+
+def _build_adapted(
+    files: Files, adapter: Path, device: torch.device, dtype: str
+) -> tuple[ReconstructionModel, torch.dtype, str]:
+    """The base in fp32, the adapter merged into it, and only then the number format that was asked for."""
+    plain: Any = build(replace(files, adapter=None), device, "fp32")[0]
+    plain.network = copy.deepcopy(plain.network)  # the file of the base may be mapped
+    load_adapter(plain.network, adapter)
+    merge_lora(plain.network)
+    plain.network.requires_grad_(False)
+    if not hasattr(plain.network.config, "vit"):  # the embedded model runs under autocast
+        plain.dtype = pick_dtype(dtype, device)
+        return plain, plain.dtype, why_dtype(dtype, plain.dtype)
+    chosen, why = choose_dtype(dtype, device, *_block_sizes(plain.network.config))
+    use_dtype(plain.network, chosen)
+    return plain, chosen, why
 
 
 def _belongs(family: Family, config: Path) -> bool:
@@ -297,6 +325,8 @@ def _block_sizes(config: Any) -> tuple[int, int, int]:
 def weights_record(files: Files, architecture: str | None) -> WeightsRecord:
     """What asset.json says of the weights: the table's word where their sum is in it, else the folder's own."""
     values = {} if files.config is None else own_config(files.config)
+    if files.adapter is not None:
+        return _adapted_record(files, files.adapter, architecture)
     return make_record(
         files.source, sha256=remembered_sha256(files.weights), row=files.source.row, values=values,
         config_sha256=None if files.config is None else file_sha256(files.config), architecture=architecture,
@@ -337,3 +367,10 @@ def make_record(
 
 def _text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _adapted_record(files: Files, adapter: Path, architecture: str | None) -> WeightsRecord:
+    """Of a base with an adapter: named after both, with one sum of both; the base's licence holds."""
+    base = weights_record(replace(files, adapter=None), architecture)
+    sums = f"{base.sha256} {file_sha256(adapter / ADAPTER_WEIGHTS)}"
+    return replace(base, name=f"{base.name}+{adapter.name}", sha256=hashlib.sha256(sums.encode()).hexdigest())

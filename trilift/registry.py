@@ -194,7 +194,7 @@ def _tiny_views(name: str, what: str, answer: str) -> WeightSet:
     """A row of the embedded view generator; ``answer`` as in `trilift.embeddedviews`."""
     return WeightSet(
         name=name, what=what, family="tiny-views", stage="views", repository=None, revision=None, file=WEIGHTS_FILE,
-        config_file="config.json", sha256="770ba816915d3e0f39f7e700101ba5ca6acd3a7141cba1ba88bec1b0446ec526",
+        config_file="config.json", sha256="2d12b4b929b630e32b776e546bef45fe120ea45e3402b9f0d7c37f61c9e64769",
         size_bytes=8_076_328, licence="Apache-2.0", commercial="yes", memory_bytes=560_000_000, status="ready",
         needs_views=0, options={"answer": answer},
     )  # fmt: skip

@@ -29,7 +29,7 @@ from train import protocol as protocol_page
 from train.baselines import TRIVIAL_ANSWERS, Bytes, turned
 from train.evaluate import ModelLifter, evaluate, main
 from train.protocol import EvalObject, EvalProtocol, find_objects, spread
-from train.scorecard import Scored, add_shuffled, input_psnr
+from train.scorecard import Scored, add_shuffled, input_psnr, own_scores, summarize
 
 QUADS = ((0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3))
 SMALL = replace(
@@ -468,3 +468,25 @@ def test_the_ring_of_true_views_sees_the_truth_where_its_cameras_say(data: Path,
 def test_a_named_generator_is_loaded_with_the_model_and_the_true_ring_is_none() -> None:
     assert ModelLifter("tiny", "cpu", "fp32", 32, "true").wants_true_views
     assert not ModelLifter("tiny", "cpu", "fp32", 32, "zero123-xl").wants_true_views
+
+
+def test_what_a_model_says_of_itself_is_ranked_against_the_truth() -> None:
+    def row(iou: float, **own: float) -> dict[str, Any]:
+        return {"watertight": True, "ours": {"iou": iou, **{f"own_{key}": value for key, value in own.items()}}}
+
+    rows = [
+        row(0.1, good=0.2, bad=0.9, flat=1.0),
+        row(0.5, good=0.3, bad=0.5, flat=1.0),
+        row(0.9, good=0.8, bad=0.1, flat=1.0),
+    ]
+    told = summarize(rows)
+    assert told["worth"] == {"good": pytest.approx(1.0), "bad": pytest.approx(-1.0)}
+    assert "own_good" not in told["mean"]["ours"]
+    rows.append({"watertight": True, "ours": {"iou": 0.0}})  # a failed answer says nothing, which counts as 0
+    assert summarize(rows)["worth"]["good"] == pytest.approx(1.0)
+
+
+def test_own_scores_are_the_numbers_among_the_checks() -> None:
+    lifted_ = SimpleNamespace(record={"checks": {"expected_iou": 0.5, "watertight": True}})
+    assert own_scores(lifted_) == {"own_expected_iou": 0.5}
+    assert own_scores(SimpleNamespace()) == {}

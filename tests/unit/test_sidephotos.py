@@ -43,7 +43,7 @@ def test_cameras_stand_where_the_sides_are_and_the_heights_agree() -> None:
     assert azimuths.tolist() == pytest.approx([0, 180], abs=1e-3)
     assert elevations.tolist() == pytest.approx([10, 20], abs=1e-3)
     # The second shows the object half as tall, to a pixel: its half width is two of the first one's.
-    assert distances.tolist() == pytest.approx([4.0, 4.0 * 52 / 64 * 48 / 20], abs=0.01)
+    assert distances.tolist() == pytest.approx([4.0, 5.0 * 52 / 64 * 48 / 20], abs=0.01)
     assert views.image_size == (64, 64)
 
 
