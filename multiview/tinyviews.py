@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from .attention import attend, join_heads, split_heads
 from .errors import SettingsError, WeightsError
-from .generator import FiniteSteps, OnStep, ViewGenerator, check_cutout, check_settings, draw_noise
+from .generator import OnStep, ViewGenerator, check_cutout, check_settings, draw_noise, logger
 from .ring import RING_AZIMUTHS_DEG, RING_SIZE, ring_cameras
 from .views import Views
 from .weights import WEIGHTS_FILE, config_from_dict, load_strict, read_config_json, read_safetensors, save_folder
@@ -372,7 +372,8 @@ class TinyViews(ViewGenerator):
         self, folder: str | Path, extra: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None
     ) -> None:
         """Write the folder that `from_folder` reads; the sketcher is not in it."""
-        save_network(self.network, folder, dict(extra or {}), dtype)
+        answer = {"answer": "mean"} if self.mean else {}
+        save_network(self.network, folder, {**(extra or {}), **answer}, dtype or self.dtype)
 
     @torch.no_grad()
     def generate(
@@ -403,23 +404,29 @@ class TinyViews(ViewGenerator):
         sketches = encode_sketches(drawn.to(self.device))[None]
         clean = small_photo(photo[None], RING_SIZE)
         camera = camera_facts(elevation_deg, focal)[None].to(self.device)
-        with FiniteSteps(self.network) as steps_:
-            views = steps_.run(
-                lambda: self._views(sketches, clean, camera, generator, steps, guidance, on_step),
-                f"{self.name}: {steps} steps",
-            )
+        noise = None if self.mean else draw_noise(tuple(sketches[:, :, :4].shape), generator, self.device)
+
+        def run(dtype: torch.dtype) -> Tensor:
+            return self._views(sketches, clean, camera, noise, steps, guidance, on_step, dtype)
+
+        views, what = run(self.dtype), f"{self.name}: {steps} steps"
+        if self.dtype != torch.float32 and not bool(torch.isfinite(views).all()):
+            half = str(self.dtype).removeprefix("torch.")
+            logger.warning("%s gave numbers that are not finite in %s: repeated in fp32.", what, half)
+            views = run(torch.float32)
+        if not bool(torch.isfinite(views).all()):
+            raise WeightsError(f"{what} gave numbers that are not finite in fp32. The weights may be damaged.")
         rgba = decode_views(views)[0].cpu().float()
         return Views(rgba[:, :3], rgba[:, 3:], ring_cameras())
 
     def _views(
-        self, sketches: Tensor, photo: Tensor, camera: Tensor, generator: torch.Generator | None, steps: int,
-        guidance: float, on_step: OnStep | None,
+        self, sketches: Tensor, photo: Tensor, camera: Tensor, noise: Tensor | None, steps: int,
+        guidance: float, on_step: OnStep | None, dtype: torch.dtype,
     ) -> Tensor:  # fmt: skip
         config = self.network.config
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            if self.mean:
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            if noise is None:
                 return regress(self.network, config, sketches, photo, camera)
-            noise = draw_noise(tuple(sketches[:, :, :4].shape), generator, self.device)
             return denoise(self.network, config, noise, sketches, photo, camera, steps, guidance, on_step)
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from multiview.errors import SettingsError, TriliftError
 
 from . import __version__
+from .fit import add_parser as add_fit
 from .progress import Narrator, OnStage, OnStep
 from .settings import BACKGROUNDS, FORMATS, SCHEDULERS, THRESHOLD_WORDS, LiftSettings, ViewSettings, parse_memory
 
@@ -82,6 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
     views.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="any picture that Pillow reads")
     _add_view_options(views)
     views.set_defaults(command=_views)
+
+    add_fit(commands)
 
     models = commands.add_parser("models", help="list the known weights, their licences and whether they are here")
     models.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
@@ -163,7 +166,7 @@ def _add_lift_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_view_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-o", "--out", type=Path, default=Path("out"), metavar="OUT", help="output folder (default %(default)s)")
+    add("-o", "--out", type=Path, default=Path("views"), metavar="OUT", help="output folder (default %(default)s)")
     add("--views", default="tiny-views", metavar="NAME", help=f"{_GENERATOR_HELP} (default %(default)s)")
     add("--revision", metavar="R", help="commit, branch or tag of a generator on the hub")
     add("--commercial-ok", action="store_true", help="take only weights that may plainly be used commercially")

@@ -13,7 +13,7 @@ from lrm.tiny import TinyLRM
 from multiview.errors import SettingsError, WeightsError
 from multiview.generator import StoredGenerator
 from multiview.tinyviews import ARCHITECTURE, TinyViews, load_network
-from multiview.weights import WEIGHTS_FILE
+from multiview.weights import WEIGHTS_FILE, read_config_json
 
 from .registry import EMBEDDED
 
@@ -33,16 +33,24 @@ class EmbeddedViews(TinyViews, StoredGenerator):
 
     @classmethod
     def load(
-        cls, place: Path, *, name: str, device: torch.device, dtype: torch.dtype, answer: str = "drawn", **options: Any
+        cls,
+        place: Path,
+        *,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        answer: str | None = None,
+        **options: Any,
     ) -> Self:
         """See `StoredGenerator.load`.
 
         Args:
             place: a folder of `multiview.tinyviews.save_network`.
             name, device, dtype: see there.
-            answer: ``drawn`` for views drawn from noise, ``mean`` for the regressor's.
+            answer: ``drawn`` for views drawn from noise, ``mean`` for the regressor's; None for what the config says.
             options: none is known.
         """
+        answer = answer or str(read_config_json(place).get("answer", ANSWERS[0]))
         if answer not in ANSWERS or options:
             found = f"answer={answer!r}" if not options else f"{', '.join(options)}"
             raise SettingsError(f"{name}: expected answer {' or '.join(ANSWERS)} and nothing else, found {found}.")

@@ -45,7 +45,7 @@ class FitOptions:
 
     Attributes:
         samples: of the field's lattice, along the longest side of the object's box, 16 to 512.
-        steps: of the optimisation on the coarse and on the fine lattice, >= 0.
+        steps: of the optimisation against coarse and against fine pictures, >= 0.
         resolution: samples per axis when the surface is taken.
         background: ``auto`` cuts the object out of pictures without alpha and mask, ``keep`` takes them as they are.
         hold_out: every ``hold_out``-th view is kept from the fit and only scored; 0 for none.
@@ -58,8 +58,8 @@ class FitOptions:
         SettingsError: a value out of range.
     """
 
-    samples: int = 96
-    steps: tuple[int, int] = (120, 160)
+    samples: int = 128
+    steps: tuple[int, int] = (80, 160)
     resolution: int = 192
     background: str = "auto"
     hold_out: int = 0
@@ -75,7 +75,7 @@ class FitOptions:
             if not isinstance(value, int) or not low <= value <= high:
                 raise SettingsError(f"{name}={value!r}: expected a whole number from {low} to {high}.")
         if len(self.steps) != 2 or min(self.steps) < 0:
-            raise SettingsError(f"steps={self.steps!r}: expected two whole numbers from 0 on, as in 120,160.")
+            raise SettingsError(f"steps={self.steps!r}: expected two whole numbers from 0 on, as in 80,160.")
         if self.background not in BACKGROUNDS:
             raise SettingsError(f"background={self.background!r}: expected {' or '.join(BACKGROUNDS)}.")
         if self.hold_out < 0 or self.hold_out == 1:
@@ -202,8 +202,7 @@ def fit_object(
 
     options, watch = options or FitOptions(), watch or Stopwatch()
     kept, held = split_views(len(views), options.hold_out)
-    first = min(FitViewsSettings().first, options.samples)
-    settings = FitViewsSettings(samples=options.samples, first=first, steps=options.steps, seed=options.seed)
+    settings = FitViewsSettings(samples=options.samples, steps=options.steps, seed=options.seed)
     with watch.stage("fit"):
         fitted = fit_views(views.select(kept), settings)
     with watch.stage("mesh"):
@@ -218,8 +217,8 @@ def fit_object(
         "trilift": own_version(),
         "packages": package_versions(),
         "device": describe_device(fitted.field.device),
-        "method": "visual hull, least surface, lattice field fitted by mask and colour loss",
-        "prior": "of all shapes that cast the silhouettes, one with little surface: unseen undersides and lids are flat",
+        "method": "visual hull, flat ends, lattice field fitted by mask and colour loss",
+        "prior": "undersides and lids that no view tells are flat, as far as the silhouettes allow; z is up",
         "settings": asdict(options),
         "fit": asdict(settings),
         "dissent": fitted.dissent,
@@ -389,9 +388,7 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     add("-o", "--out", type=Path, default=Path("out"), metavar="OUT", help="output folder (default %(default)s)")
     add("--samples", type=int, default=d.samples, metavar="N", help="of the field, longest side (default %(default)s)")
-    add(
-        "--steps", type=_pair, default=d.steps, metavar="A,B", help="coarse and fine (default 120,160); 0,0: shape only"
-    )
+    add("--steps", type=_pair, default=d.steps, metavar="A,B", help="with coarse, then fine pictures (default 80,160)")
     resolution_help = "samples per axis of the mesh (default %(default)s)"
     add("--resolution", type=int, default=d.resolution, metavar="N", help=resolution_help)
     add("--background", choices=BACKGROUNDS, default=d.background, help="auto: cut out pictures that have no alpha")

@@ -162,13 +162,25 @@ def load_generator(
     record = generator_record(files)
     if commercial_ok:
         check_commercial(record)
-    model = build_generator(files, CPU if max_memory is not None else torch_device, chosen)
+    planned = max_memory is not None and issubclass(files.family.load(), NetworkGenerator)
+    if max_memory is not None and not planned:
+        _check_memory(files, max_memory)
+    model = build_generator(files, CPU if planned else torch_device, chosen)
     if max_memory is not None and isinstance(model, NetworkGenerator):
         model.device = torch_device
         use_plan(model, plan_memory(model, max_memory))
     if (notice := record.notice()) is not None:
         note(notice)
     return LoadedGenerator(model, record, chosen, why_dtype(dtype, chosen))
+
+
+def _check_memory(files: GeneratorFiles, limit: int) -> None:
+    """Of generators too small to be planned: by the table, or the first row of the family."""
+    row = files.row or next(row for row in registry.WEIGHT_SETS if row.family == files.family.name)
+    if row.memory_bytes is not None and limit < row.memory_bytes:
+        raise SettingsError(
+            f"--max-memory {limit / 1e9:.3g} GB: {row.name} needs about {row.memory_bytes / 1e9:.3g} GB."
+        )
 
 
 def _silent(_: str) -> None:

@@ -41,10 +41,12 @@ from .batch import LiftResult, asset_name, save_asset
 from .elevation import estimate_cameras
 from .foreground import Cutout, cut_out
 from .loading import WeightsRecord, build, check_commercial, fetch, weights_record
+from .paint import painted
 from .photo import Photo, load_photo
 from .progress import OnStage, OnStep, Stopwatch, note_on_stderr
 from .provenance import PACKAGES, VIEW_PACKAGES, naming, own_version, package_versions, photo_record
 from .settings import LiftSettings
+from .sidephotos import parse_side
 from .views import PhotoToViews, camera_rows, read_record
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class _Seen:
         estimated: whether that was estimated.
         record: how they were made, for ``asset.json``.
         warnings: sentences for people.
+        photo_camera: of the cut-out as it is kept, in the model's world; None where nobody knows.
     """
 
     views: Views
@@ -82,6 +85,7 @@ class _Seen:
     estimated: bool = False
     record: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
+    photo_camera: Cameras | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,6 +293,8 @@ class ImageTo3D:
                     f"--views {self.generator.weights.name} and --photo {settings.photos[0]} exclude each other: what "
                     "was photographed need not be generated. Give one."
                 )
+            self._check_upright(settings, f"--views {self.generator.weights.name}")
+            self.generator.check(settings.view_settings())
             return
         if told := settings.generating():
             raise SettingsError(
@@ -300,6 +306,14 @@ class ImageTo3D:
                 f"--views-dir {settings.views_dir}: {self.weights.name} lifts the photo alone and would not look at "
                 "views. Leave --views-dir out, or take a model for views, such as instantmesh-base."
             )
+        if settings.views_dir is not None or settings.photos:
+            self._check_upright(settings, "--photo" if settings.photos else "--views-dir")
+            if settings.best_of > 1:
+                raise SettingsError(
+                    f"--best-of {settings.best_of}: lifts of given views all come out alike. Leave --best-of out."
+                )
+        for text in settings.photos:
+            parse_side(text)
         if settings.photos and not self.takes_views:
             raise SettingsError(
                 f"--photo {settings.photos[0]}: {self.weights.name} lifts one photo and would not look at others. "
@@ -311,6 +325,11 @@ class ImageTo3D:
                 "pictures and cameras.json or transforms.json, or a Zero123++ sheet; --views NAME to have views "
                 "generated; or take a model for one photo, such as triposr."
             )
+
+    @staticmethod
+    def _check_upright(settings: LiftSettings, given: str) -> None:
+        if settings.upright == "off":
+            raise SettingsError(f"--upright off is for a photo alone: with {given} the cameras say what is up.")
 
     def _lift(
         self, source: PhotoSource, settings: LiftSettings, on_stage: OnStage | None, on_step: OnStep | None
@@ -335,8 +354,13 @@ class ImageTo3D:
             if settings.faces is not None and len(mesh.faces) > settings.faces:
                 with watch.stage("simplify"):
                     mesh = simplify(mesh, reconstruction.field, settings.faces)
+            if settings.photos and seen is not None:
+                with watch.stage("paint"):
+                    mesh = painted(mesh, seen.views.to("cpu"))
             with watch.stage("check"):
                 checks = quality_checks(mesh, reconstruction, cutout, None if seen is None else seen.views)
+                if seen is not None and seen.photo_camera is None:
+                    del checks["input_psnr"]  # from where the photo was taken is not known
         record = self._record(photo, settings, reconstruction, watch)
         record["extraction"] = {k: v for k, v in asdict(report).items() if k not in ("seconds", "warnings")}
         record["checks"] = checks
@@ -364,19 +388,24 @@ class ImageTo3D:
             if tries and settings.elevation is None:
                 near = tries[0].made.elevation_deg + (changed.elevation or 0.0)
                 changed = changed.replaced(elevation=float(np.clip(round(near, 2), -60, 85)))
+            guessed = bool(tries) and settings.elevation is None  # told to the networks, but by nobody to us
             seen = given
             if self.generator is not None:
                 with watch.stage("views"):
                     seen = self._make_views(self.generator, cutout, changed, on_step)
+                if guessed:
+                    seen = replace(seen, estimated=True, record={**(seen.record or {}), "elevation_estimated": True})
             with watch.stage("network"):
                 made = self._reconstruct(cutout, seen, changed)
+            if guessed and "elevation" not in made.estimated:
+                made = replace(made, estimated=("elevation", *made.estimated))
             tries.append(_Try(changed.seed, seen, made, *_score(made, cutout, settings)))
         return tries
 
     def _variants(self, settings: LiftSettings, given: _Seen | None) -> Iterator[LiftSettings]:
         """The settings of each try; an ``elevation`` in those after the first is an offset, where none was given."""
         yield settings
-        draws = self.generator is not None
+        draws = self.generator is not None and not getattr(self.generator.model, "mean", False)
         tilts = settings.elevation is None and given is None
         if not (draws or tilts):
             return  # nothing could come out differently
@@ -389,7 +418,7 @@ class ImageTo3D:
 
     def _side_views(self, cutout: Cutout, settings: LiftSettings) -> _Seen:
         """The photo and those of ``--photo`` as views, in the model's world."""
-        from .sidephotos import parse_side, photo_views
+        from .sidephotos import photo_views
 
         sides = [parse_side(text) for text in settings.photos]
         size = 2 * self.model.image_size
@@ -400,6 +429,8 @@ class ImageTo3D:
             images.append(other.to_tensor(size))
             warnings += [f"{side.path}: {text}" for text in other.warnings]
         elevations, focals = estimate_cameras(torch.stack(images))
+        # They are for pictures framed as the embedded model wants them.
+        focals = [focal * cutout.foreground_ratio / registry.EMBEDDED_RATIO for focal in focals]
         if settings.elevation is not None:
             elevations[0] = settings.elevation
         if settings.fov is not None:
@@ -410,7 +441,8 @@ class ImageTo3D:
             "photos": [{"azimuth_deg": side.azimuth_deg, "sha256": file_sha256(side.path)} for side in sides],
             "model_cameras": camera_rows(views.cameras),
         }
-        return _Seen(views, None, elevations[0], settings.elevation is None, record, tuple(warnings))
+        own = views.cameras.select([0])
+        return _Seen(views, None, elevations[0], settings.elevation is None, record, tuple(warnings), own)
 
     def _cut_out(self, photo: Photo, settings: LiftSettings) -> Cutout:
         if self.generator is not None:
@@ -446,7 +478,11 @@ class ImageTo3D:
         if not family:
             return _Seen(views)
         pair = chain.find_pair(str(family), self._family)
-        return _Seen(chain.in_model_world(pair, views), record={"written_by": written, "chain": pair.as_record()})
+        # The photo itself is not put in front: of what is lifted later, the views alone are known to belong together.
+        pair = replace(pair, photo_first=False)
+        if pair.select and len(views) <= max(pair.select):
+            pair = replace(pair, select=())
+        return _Seen(chain.handed_on(pair, views), record={"written_by": written, "chain": pair.as_record()})
 
     def _make_views(
         self, generator: PhotoToViews, cutout: Cutout, settings: LiftSettings, on_step: OnStep | None
@@ -460,16 +496,17 @@ class ImageTo3D:
             targets = Targets(pair.azimuths_deg, pair.elevations_deg)
         made = generator.generate(cutout, settings.view_settings(), targets=targets, on_step=on_step)
         photo = None
+        fov_deg = made.photo_fov_deg if settings.fov is None else cutout.crop_fov_deg(settings.fov)
+        camera = chain.photo_camera(generator.family, made.views.cameras, made.elevation_deg, fov_deg)
         if pair.photo_first:
             # Twice the network's size, since it crops, and never less than what the generator draws.
             image = cutout.to_tensor(max(*made.views.image_size, 2 * self.model.image_size))
-            fov_deg = made.photo_fov_deg if settings.fov is None else cutout.crop_fov_deg(settings.fov)
-            camera = chain.photo_camera(generator.family, made.views.cameras, made.elevation_deg, fov_deg)
             photo = chain.photo_view(image, camera)
         views = chain.handed_on(pair, made.views, photo)
         record = {**generator.record_of(made), "chain": pair.as_record(), "model_cameras": camera_rows(views.cameras)}
         generated = chain.in_model_world(pair, made.views)
-        return _Seen(views, generated, made.elevation_deg, made.elevation_estimated, record, made.warnings)
+        own = camera.scaled(pair.world_scale)
+        return _Seen(views, generated, made.elevation_deg, made.elevation_estimated, record, made.warnings, own)
 
     def _reconstruct(self, cutout: Cutout, seen: _Seen | None, settings: LiftSettings) -> Reconstruction:
         fov_deg = None if settings.fov is None else cutout.crop_fov_deg(settings.fov)
@@ -478,7 +515,13 @@ class ImageTo3D:
             elevation = settings.elevation if seen.elevation_deg is None else seen.elevation_deg
             made = self.model.reconstruct_views(seen.views.to(self.device), elevation_deg=elevation, fov_deg=fov_deg)
             synchronize(self.device)
-            return replace(made, estimated=("elevation", *made.estimated)) if seen.estimated else made
+            if seen.photo_camera is not None:  # models give that of their own crop of the first view
+                camera = seen.photo_camera.to(made.camera.c2w.device)
+                known = made.elevation_deg if seen.elevation_deg is None else seen.elevation_deg
+                made = replace(made, camera=camera, elevation_deg=known)
+            if seen.estimated and "elevation" not in made.estimated:
+                made = replace(made, estimated=("elevation", *made.estimated))
+            return made
         image = cutout.conditioning(self.model.image_size)[None].to(self.device)
         reconstruction = self.model.reconstruct(
             image,
@@ -517,10 +560,9 @@ class ImageTo3D:
 
         Folder runs compare it with the one in asset.json to know what is already done.
         """
-        parts: list[Any] = [photo_sha256, mask_sha256, settings.as_record(), asdict(self.weights), self.dtype]
+        told = {key: value for key, value in settings.as_record().items() if key != "view_batch"}  # memory alone
+        parts: list[Any] = [photo_sha256, mask_sha256, told, asdict(self.weights), self.dtype]
         if settings.photos:
-            from .sidephotos import parse_side
-
             parts += [file_sha256(parse_side(text).path) for text in settings.photos]
         if self.generator is not None and self.pair is not None:
             parts += [self.generator.identity(), self.pair.as_record()]

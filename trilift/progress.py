@@ -38,12 +38,12 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the body as ``name`` and announce its start; a stage that fails is not recorded."""
+        """Time the body as ``name``, announcing its start; what fails is not recorded, what runs again adds up."""
         if self._on_stage is not None:
             self._on_stage(name)
         start = time.perf_counter()
         yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
 
     @property
     def total(self) -> float:
@@ -131,18 +131,18 @@ class Narrator:
 
         def on_step(done: int, total: int) -> None:
             nonlocal left, told
-            if done == 1 and told:  # the next photo
-                left, told = TimeLeft(), 0
             seconds = left.seconds(done, total)
+            before, told = told, done
+            if done == total:  # what comes next begins anew
+                left, told = TimeLeft(), 0
             if self._quiet:
                 return
             rest = f", about {in_words(seconds)} left" if done < total else ""
             text = f"  {photo}: views: step {done} of {total}{rest}"
             if self._per_stage:
                 self._rewrite(text, last=done == total)
-            elif done * 10 // total > told * 10 // total:
+            elif done * 10 // total > before * 10 // total:
                 self._write(text)
-            told = done
 
         return on_step
 

@@ -16,6 +16,8 @@ from multiview.errors import WeightsError
 from multiview.hub import HubFile, cached_file, is_hub_id
 
 EMBEDDED = Path(__file__).parent / "weights"
+EMBEDDED_RATIO = 0.85
+"""Of the object's box and the picture, as the embedded model wants it."""
 WEIGHTS_FILE = "model.safetensors"
 OTHER_FILES = ("model.ckpt", "pytorch_model.bin")
 """What a reconstruction model's weights may be called on the hub where there is no `WEIGHTS_FILE`, the best first."""
@@ -204,7 +206,7 @@ WEIGHT_SETS: tuple[WeightSet, ...] = (
     WeightSet(
         name="tiny", what="embedded: small model trained by this project on CC0 objects", family="tiny",
         stage="reconstruction", repository=None, revision=None, file=WEIGHTS_FILE, config_file="config.json",
-        sha256="be81afd54a850a5d486b0ce93220d48a61cdea42f83428a23c670f01ba83f858", size_bytes=14_144_132,
+        sha256="01efe7122d5d1011bb5c3cfe25d8f72cc550ed082c153f9563d810c4b16860ff", size_bytes=14_144_132,
         licence="Apache-2.0", commercial="yes", memory_bytes=490_000_000, status="ready", needs_views=1,
     ),
     _tiny_views("tiny-views", "embedded: six views drawn by a small diffusion model of this project", "drawn"),
@@ -327,7 +329,7 @@ def resolve(name_or_path: str | Path) -> Source:
 
 def _said_to_be(row: WeightSet, path: Path) -> Source:
     """``NAME=PATH``; where the table has a sum, whoever reads the file holds it to that."""
-    if not path.exists():
+    if path == Path() or not path.exists():
         raise WeightsError(f"{row.name}={path}: there is no folder or file {path}.")
     return Source(row.name, path, row=row)
 

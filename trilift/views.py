@@ -212,6 +212,14 @@ class PhotoToViews:
                 f"{self.weights.name} makes views from cameras of its own, and cannot be asked for others. Leave "
                 "--cameras, --azimuths and --elevations out, or take Zero123."
             )
+        if settings.scheduler is not None and not hasattr(self.model, "set_scheduler"):
+            raise SettingsError(
+                f"scheduler={settings.scheduler}: {self.weights.name} has no choice of schedulers. Leave it out."
+            )
+        if settings.parity and self.family == "tiny-views":
+            raise SettingsError(
+                f"parity: {self.weights.name} is this project's own, there is no other program to agree with."
+            )
 
     @overload
     def __call__(
