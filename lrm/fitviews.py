@@ -25,7 +25,7 @@ from multiview.errors import FieldError, SettingsError
 from multiview.views import Views
 
 from .field import Field, OutputRule, RawDensity
-from .hull import carve, choose_dissent, cover, find_box, flatten, lattice_in, lattice_points, widened
+from .hull import carve, choose_dissent, cover, find_box, flatten, lattice_in, lattice_points
 from .lattice import Lattice
 from .volume import cube_interval, march
 
@@ -180,18 +180,17 @@ def fit_views(views: Views, settings: FitViewsSettings | None = None, progress: 
     """
     settings = settings or FitViewsSettings()
     tell = progress or (lambda fraction: None)
-    outlines = widened(views)
-    low, high = find_box(outlines)
+    low, high = find_box(views)
     coarse = lattice_in(low, high, settings.flat_samples or settings.samples)
-    dissent = choose_dissent(outlines, coarse)
+    dissent = choose_dissent(views, coarse)
     tell(0.05)
-    shape = hull_on(outlines, coarse, dissent)
+    shape = hull_on(views, coarse, dissent)
     if settings.flat_samples:
-        shape = flatten(outlines, coarse, shape)
+        shape = flatten(views, coarse, shape)
     tell(0.25)
     generator = torch.Generator().manual_seed(settings.seed)
     lattice = lattice_in(low, high, settings.samples)
-    hull = hull_on(outlines, lattice, dissent)
+    hull = hull_on(views, lattice, dissent)
     fitted = _begin(views, lattice, hull, _mended(views, lattice, hull, shape, coarse))
     for level, pixel in enumerate(_PIXELS):
         seen, part = _shrunk(views, lattice, pixel), partial(_part, tell, 0.25 + 0.375 * level)

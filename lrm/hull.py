@@ -29,7 +29,6 @@ _LOOK = 40  # samples per axis of the first look, which finds the box
 _ENLARGE, _LOOKS = 1.6, 4  # of the first cube, when the object reaches its sides
 _SAME_RAY = 1e-3  # views whose middle rays are nearer to parallel than this say nothing about depth
 _FRAMED = 0.75  # share of the views whose frames a point must lie in, or it is outside
-_NARROW = 5  # pixels: what is narrower counts as thin
 _COVERED = 0.97  # share of the silhouettes that a hull must fill; below it, views are allowed to be wrong
 
 
@@ -168,18 +167,6 @@ def lattice_points(lattice: Lattice) -> Tensor:
 
 
 # The hull.
-
-
-def widened(views: Views) -> Views:
-    """The views with silhouettes for carving: parts that are at most four pixels wide get a pixel more on each side.
-
-    A stalk of a pixel or two is nowhere opaque at exactly the place where a sample projects to, in all views; rounding
-    would carve it away.
-    """
-    mask = (views.alpha > 0.25).float()
-    opened = F.max_pool2d(-F.max_pool2d(-mask, _NARROW, 1, _NARROW // 2), _NARROW, 1, _NARROW // 2)
-    thin = F.max_pool2d(mask * (1 - opened), 3, 1, 1)
-    return Views(views.images, torch.maximum(views.alpha, thin), views.cameras)
 
 
 def seen_alpha(views: Views, points: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

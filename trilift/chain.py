@@ -46,6 +46,7 @@ class World:
     source: str
 
 
+_SOLID = 0.5  # alpha from which a pixel is the object's
 LENS_35_ON_32_DEG = math.degrees(2 * math.atan(16 / 35))
 
 WORLDS: dict[str, World] = {
@@ -186,6 +187,14 @@ def handed_on(pair: Pair, views: Views, photo: Views | None = None) -> Views:
         assert photo is not None, "the rule puts the photo first"
         chosen = Views.cat([photo, resized(chosen, photo.image_size)])
     return in_model_world(pair, chosen)
+
+
+def shown(views: Views) -> tuple[Views, tuple[int, ...]]:
+    """The views that show an object, and the numbers of those that do not; all of them where none does."""
+    empty = tuple(i for i in range(len(views)) if float(views.alpha[i].amax()) <= _SOLID)
+    if not empty or len(empty) == len(views):
+        return views, ()
+    return views.select([i for i in range(len(views)) if i not in empty]), empty
 
 
 def in_model_world(pair: Pair, views: Views) -> Views:

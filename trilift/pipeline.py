@@ -502,11 +502,15 @@ class ImageTo3D:
             # Twice the network's size, since it crops, and never less than what the generator draws.
             image = cutout.to_tensor(max(*made.views.image_size, 2 * self.model.image_size))
             photo = chain.photo_view(image, camera)
-        views = chain.handed_on(pair, made.views, photo)
+        drawn, warnings = made.views, made.warnings
+        if photo is not None and not pair.select:
+            drawn, empty = chain.shown(made.views)
+            warnings += tuple(f"Generated view {i} shows nothing and was left out." for i in empty)
+        views = chain.handed_on(pair, drawn, photo)
         record = {**generator.record_of(made), "chain": pair.as_record(), "model_cameras": camera_rows(views.cameras)}
         generated = chain.in_model_world(pair, made.views)
         own = camera.scaled(pair.world_scale)
-        return _Seen(views, generated, made.elevation_deg, made.elevation_estimated, record, made.warnings, own)
+        return _Seen(views, generated, made.elevation_deg, made.elevation_estimated, record, warnings, own)
 
     def _reconstruct(self, cutout: Cutout, seen: _Seen | None, settings: LiftSettings) -> Reconstruction:
         fov_deg = None if settings.fov is None else cutout.crop_fov_deg(settings.fov)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from multiview.cameras import orbit
+from multiview.cameras import Cameras, orbit
 from multiview.errors import CameraError, SettingsError
 from multiview.views import Views
 from trilift import chain, registry
@@ -99,3 +99,14 @@ def test_worlds_grow_by_positive_numbers_alone() -> None:
     for wrong in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(CameraError, match="positive number"):
             some_views().cameras.scaled(wrong)
+
+
+def test_views_that_show_nothing_are_left_out_and_named() -> None:
+    cameras = Cameras.cat([orbit(60.0 * k, 0.0, 3.0, 40.0) for k in range(3)])
+    alpha = torch.ones(3, 1, 8, 8)
+    alpha[1] = 0.2
+    views = Views(torch.zeros(3, 3, 8, 8), alpha, cameras)
+    kept, empty = chain.shown(views)
+    assert empty == (1,) and torch.equal(kept.cameras.c2w, cameras.c2w[[0, 2]])
+    nothing = Views(views.images, alpha * 0, cameras)
+    assert chain.shown(nothing) == (nothing, ())  # the model then says what is wrong
