@@ -110,7 +110,7 @@ PAIRS: tuple[Pair, ...] = (
     ),
     Pair(
         "tiny-views", "tiny",
-        "The photo counts most; then all six, drawn in the photo's own world, as the model has seen them in training.",
+        "The photo counts most; then all six, which were drawn in the photo's own world.",
         photo_first=True,
     ),
     Pair(

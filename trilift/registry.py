@@ -206,7 +206,7 @@ WEIGHT_SETS: tuple[WeightSet, ...] = (
     WeightSet(
         name="tiny", what="embedded: small model trained by this project on CC0 objects", family="tiny",
         stage="reconstruction", repository=None, revision=None, file=WEIGHTS_FILE, config_file="config.json",
-        sha256="01efe7122d5d1011bb5c3cfe25d8f72cc550ed082c153f9563d810c4b16860ff", size_bytes=14_144_132,
+        sha256="be81afd54a850a5d486b0ce93220d48a61cdea42f83428a23c670f01ba83f858", size_bytes=14_144_132,
         licence="Apache-2.0", commercial="yes", memory_bytes=490_000_000, status="ready", needs_views=1,
     ),
     _tiny_views("tiny-views", "embedded: six views drawn by a small diffusion model of this project", "drawn"),
