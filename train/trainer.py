@@ -631,7 +631,7 @@ def start(trainer: BaseTrainer[Any, Any]) -> None:
     out = trainer.out
     if trainer.is_main:
         out.mkdir(parents=True, exist_ok=True)
-        for left in [*out.glob(".aside-*"), *out.glob("model/.aside-*")]:  # of a run that was killed while it wrote
+        for left in list(out.rglob(".aside-*")):  # of a run that was killed while it wrote
             left.unlink(missing_ok=True)
     resumed = trainer.resume()
     total = sum(p.numel() for p in trainer.inner.parameters())
