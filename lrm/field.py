@@ -303,6 +303,7 @@ class TriplaneField(Field):
         pairs: coordinates read by each plane.
         raw_bias: (H, W) float added to the raw density, read where the last plane is, its
             border off the borders; or None.
+        touch: a last change of the raw density: (N,) raw densities, (N, C) plane coordinates → (N,); or None.
     """
 
     planes: Tensor
@@ -313,6 +314,7 @@ class TriplaneField(Field):
     pairs: PlanePairs = PAIRS_XY_XZ_YZ
     frame: Frame | None = None
     raw_bias: Tensor | None = None
+    touch: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -388,11 +390,16 @@ class TriplaneField(Field):
 
     def _biased(self, raw: Tensor, coordinates: Tensor) -> Tensor:
         """Decoder outputs (N, K), density first, with `raw_bias` added to the density."""
-        if self.raw_bias is None:
+        if self.raw_bias is None and self.touch is None:
             return raw
-        grid = coordinates[None, None, :, list(self.pairs[-1])].to(self.raw_bias.dtype)
-        bias = F.grid_sample(self.raw_bias[None, None], grid, padding_mode="border", align_corners=False)[0, 0, 0]
-        return torch.cat([raw[:, :1] + bias[:, None], raw[:, 1:]], 1)
+        density = raw[:, 0]
+        if self.raw_bias is not None:
+            grid = coordinates[None, None, :, list(self.pairs[-1])].to(self.raw_bias.dtype)
+            bias = F.grid_sample(self.raw_bias[None, None], grid, padding_mode="border", align_corners=False)[0, 0, 0]
+            density = density + bias
+        if self.touch is not None:
+            density = self.touch(density, coordinates)
+        return torch.cat([density[:, None], raw[:, 1:]], 1)
 
     def _linear_layers(self) -> list[nn.Linear]:
         return [layer for layer in self.decoder.layers if isinstance(layer, nn.Linear)]

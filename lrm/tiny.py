@@ -47,6 +47,7 @@ from multiview.weights import (
 
 from .field import OutputRule, PlanesDecoder, TriplaneField
 from .models import Reconstruction, ViewsModel
+from .silhouette import silhouette_touch
 
 ARCHITECTURE = "tiny2"
 ELEVATION_UNIT_DEG = 30.0
@@ -55,13 +56,6 @@ ELEVATION_UNIT_DEG = 30.0
 PLANE_GAIN = 10.0
 USUAL_LOG_FOCAL = 1.5  # log of 4.5 half images: a 40 degree camera 2.6 longest sides away, cropped
 # Planes of x and y, of x and z, and of the picture's (right, up): columns of `PictureFrame.to_plane`.
-_BIAS_SAMPLES = 96  # points on a ray where `silhouette_bias` looks for the surface
-_BIAS_MARGIN = 0.02  # how far it raises them above the surface, in logits
-_THIN = 7  # pixels; it raises the rays of thinner parts alone, since wide parts are missed for other reasons
-_TIP = 4  # pixels; missed parts that reach no farther from what is there are corners, which it leaves round
-_MATTE_LEVEL = 0.5  # share of the highest matte that counts as the object there
-_BIAS_BORDER = 2  # pixels about the matte in which it lets the field be
-_OUT_OF_SIGHT = -20.0
 PLANE_PAIRS = ((0, 1), (0, 2), (3, 4))
 
 
@@ -568,89 +562,10 @@ class TinyLRM(ViewsModel):
             pairs=PLANE_PAIRS,
             frame=PictureFrame(projection.to(planes), config.extents, scaled, reach),
         )
-        upright = replace(field, frame=PictureFrame(projection.to(planes), config.extents))
-        return replace(field, raw_bias=silhouette_bias(upright, matte.to(planes), config))
-
-
-def silhouette_bias(field: TriplaneField, matte: Tensor, config: TinyConfig) -> Tensor:
-    """What to add to the raw density on each pixel's ray, so that the field agrees with the photo's silhouette.
-
-    A network that cannot know where on its ray a thin part stands gives it a little occupancy everywhere and enough
-    nowhere. On rays of the object that meet no surface the raw density is raised, until as much of the ray is inside
-    as the silhouette is wide there: what is thin across the picture is taken to be thin along the ray. On rays well
-    off the object it is lowered out of sight.
-
-    Args:
-        field: in the upright frame, without a bias.
-        matte: (S, S) in [0, 1], row 0 at the top.
-        config: its network's.
-
-    Returns:
-        (S, S) with row 0 at the bottom, as planes have it.
-    """
-    size = matte.shape[-1]
-    steps = (torch.arange(size, device=matte.device) + 0.5) * (2 / size) - 1
-    # Parts thinner than a pixel have little matte; where there is nothing else they are the object.
-    inside = matte > _MATTE_LEVEL * matte.max()
-    widths = silhouette_widths(inside)
-    # A thread of a pixel or two would slip between the samples of a mesh: it is made as thick as they need.
-    threads = F.max_pool2d(((widths > 0) & (widths < 3)).float()[None, None], 3, 1, 1)[0, 0] > 0
-    inside, widths = inside | threads, torch.where(threads & ~inside, 1.0, widths)
-    rows, columns = torch.nonzero(inside, as_tuple=True)
-    pixels = torch.stack([steps[columns], -steps[rows]], -1)
-    assert isinstance(field.frame, PictureFrame)
-    points, lengths = ray_points(field.frame.projection[None], pixels[None], config.scene_radius, _BIAS_SAMPLES)
-    raw = field.folded_raw(slice(0, 1))(points.flatten(0, 2)).unflatten(0, (-1, _BIAS_SAMPLES))[..., 0]
-    widths = widths[rows, columns]
-    counts = (widths * (2 / size) / lengths[0, :, 0]).round().clamp(2, _BIAS_SAMPLES).long()
-    level = math.log(config.surface_occupancy / (1 - config.surface_occupancy)) + _BIAS_MARGIN
-    ranked = raw.sort(-1, descending=True).values
-    wanted = level - ranked.gather(1, counts[:, None] - 1)[:, 0]
-    thin = (ranked[:, 0] < level) & (widths <= _THIN)
-    missed = long_parts(torch.zeros_like(inside).index_put((rows, columns), thin), inside)[rows, columns]
-    lift = torch.zeros_like(matte).index_put((rows, columns), torch.where(missed, wanted, 0.0).clamp(min=0))
-    near = F.max_pool2d(matte[None, None], 2 * _BIAS_BORDER + 1, 1, _BIAS_BORDER)[0, 0] > 0.02
-    least = torch.zeros_like(matte).index_put((rows, columns), torch.where(missed, level - ranked[:, 0], 0.0))
-    return torch.where(near, torch.maximum(_blurred_inside(lift, inside), least), _OUT_OF_SIGHT).flip(0)
-
-
-def long_parts(missed: Tensor, inside: Tensor) -> Tensor:
-    """Those missed pixels (S, S) bool that belong to a part of some length: a leg, not the tip of a corner.
-
-    A part is long when some of it is more than `_TIP` pixels away from what of the inside is not missed.
-    """
-
-    def grown(mask: Tensor) -> Tensor:
-        return F.max_pool2d(mask.float()[None, None], 3, 1, 1)[0, 0] > 0
-
-    near = inside & ~missed
-    for _ in range(_TIP):
-        near = grown(near)
-    part = missed & ~near
-    for _ in range(2 * _TIP):
-        part = grown(part) & missed
-    return part
-
-
-def silhouette_widths(inside: Tensor) -> Tensor:
-    """Pixels (S, S) float: side of the largest square of inside pixels that holds a pixel, 0 outside."""
-    now = inside.float()[None, None]
-    widths = now.clone()
-    for radius in range(1, inside.shape[-1] // 2):
-        side = 2 * radius + 1
-        eroded = -F.max_pool2d(F.pad(-now, [radius] * 4, value=0.0), side, 1)
-        if not eroded.any():
-            break
-        opened = F.max_pool2d(eroded, side, 1, radius)
-        widths = torch.where(opened > 0, float(side), widths)
-    return widths[0, 0]
-
-
-def _blurred_inside(values: Tensor, inside: Tensor) -> Tensor:
-    """The mean over the inside pixels of each pixel's 3 x 3 neighbourhood, 0 outside; (S, S)."""
-    mask = inside.to(values)
-    sums, shares = (F.avg_pool2d(x[None, None], 3, 1, 1)[0, 0] for x in (values * mask, mask))
-    return torch.where(inside, sums / shares.clamp(min=1e-6), 0.0)
+        upright = self._upright_field(planes, projection)
+        level = math.log(config.surface_occupancy / (1 - config.surface_occupancy))
+        bias, rods = silhouette_touch(upright, matte.to(planes), projection.to(planes), config.extents, level)
+        return replace(field, raw_bias=bias, touch=rods)
 
 
 def decode_camera(numbers: Tensor) -> tuple[Tensor, Tensor]:

@@ -183,3 +183,19 @@ def test_a_bias_is_read_where_the_last_plane_is_and_only_touches_the_density() -
         assert torch.allclose(biased.folded_raw(outputs)(many), biased.raw(many)[:, outputs], atol=1e-4)
     assert biased.raw_density().level_is_sure
     assert not plain.raw_density().level_is_sure
+
+
+def test_a_touch_comes_last_and_changes_the_density_alone() -> None:
+    torch.manual_seed(0)
+    plain = TriplaneField(torch.randn(3, 4, 8, 8), PlanesDecoder(4, width=8, hidden_layers=2), 1.0, 1.0)
+
+    def touch(raw: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
+        return torch.where(coordinates[:, 0] > 0, raw * 2, raw)
+
+    touched = dataclasses.replace(plain, raw_bias=torch.ones(2, 2), touch=touch)
+    points = torch.tensor([[0.5, 0.1, 0.2], [-0.5, 0.1, 0.2]])
+    before, after = plain.raw(points).detach(), touched.raw(points).detach()
+    assert torch.allclose(after[:, 0], (before[:, 0] + 1) * torch.tensor([2.0, 1.0]), atol=1e-5)
+    assert torch.equal(after[:, 1:], before[:, 1:])
+    for outputs in (slice(0, 4), slice(0, 1), slice(1, 4)):
+        assert torch.allclose(touched.folded_raw(outputs)(points), after[:, outputs], atol=1e-4)
