@@ -54,11 +54,13 @@ def find_meshes(folder: str | Path) -> list[Path]:
 def load_object(path: str | Path) -> TrainingObject:
     """Read a mesh file as a training object, with the base colour pictures of a glTF or an OBJ.
 
+    Vertices that no face uses are left out: they would make the object's box, and with it every picture, too wide.
+
     Raises:
         MeshError: as `train.texturedmesh.read_textured`; also for a picture that is missing or broken.
     """
-    from .texturedmesh import read_textured, skin_of
+    from .texturedmesh import only_used, read_textured, skin_of
 
-    mesh = read_textured(path)
+    mesh = only_used(read_textured(path))
     colors = np.round(mesh.colors * 255).astype(np.uint8)
     return normalized(Path(path).stem, mesh.vertices, mesh.faces, colors, skin_of(mesh))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -269,3 +270,19 @@ def test_icospheres_are_closed_point_outward_and_grow_into_a_ball(levels: int, v
     assert all((b, a) in directed for a, b in directed)
     a, b, c = vertices[faces].transpose(1, 0, 2)
     assert (np.cross(a, b) * c).sum() / 6 == pytest.approx(volume, rel=1e-6 if levels == 0 else 0.02)
+
+
+def test_a_family_is_written_as_files_that_are_the_same_each_time(tmp_path: Path) -> None:
+    from lrm.meshfile import read_mesh
+    from train.shapes.__main__ import main, write_family
+
+    first = write_family("mushroom", tmp_path / "a", 2)
+    assert [file.name for file in first] == ["mushroom-000.glb", "mushroom-001.glb"]
+    again = write_family("mushroom", tmp_path / "b", 2)
+    other = write_family("mushroom", tmp_path / "c", 1, seed=1)
+    assert [file.read_bytes() for file in first] == [file.read_bytes() for file in again]
+    assert len({file.read_bytes() for file in (*first, *other)}) == 3
+    assert np.ptp(read_mesh(first[0]).vertices, axis=0).max() == pytest.approx(1, abs=1e-4)
+    with pytest.raises(SettingsError, match=r"1 of 'lampp'.*lamp, "):
+        write_family("lampp", tmp_path, 1)
+    assert main(["vase", "-o", str(tmp_path / "d"), "--count", "1"]) == 0

@@ -25,7 +25,7 @@ from train.batches import (
     transformed,
     upright_frame,
 )
-from train.objects import TrainingObject, normalized
+from train.objects import TrainingObject, load_object, normalized
 from train.points import label_points, sample_surface
 from train.prepare import Prepared, PrepareSettings, pack, prepare_object
 from train.render import Caster, CropCamera, crop_camera
@@ -44,6 +44,15 @@ def box(
     colors = np.tile(np.array(color, np.uint8), (24, 1))
     colors[4:8] = (255, 0, 0)
     return normalized(name, vertices, faces, colors)
+
+
+def test_vertices_that_no_face_uses_do_not_widen_the_box(tmp_path: Path) -> None:
+    text = "\n".join(f"v {x} {y} {z}" for x in (0, 1) for y in (0, 2) for z in (0, 1)) + "\nv 50 50 50\n"
+    quads = [(1, 2, 4, 3), (5, 7, 8, 6), (1, 5, 6, 2), (3, 4, 8, 7), (1, 3, 7, 5), (2, 6, 8, 4)]
+    (tmp_path / "far.obj").write_text(text + "\n".join("f " + " ".join(map(str, quad)) for quad in quads))
+    found = load_object(tmp_path / "far.obj")
+    assert len(found.vertices) == 8
+    assert np.allclose(np.sort(found.extent), (0.5, 0.5, 1.0))
 
 
 def test_crop_fills_the_stated_share_and_is_centred() -> None:
