@@ -61,6 +61,8 @@ class Stages:
     def run(self, name: str, module: str, *words: str | Path) -> None:
         """Run ``python -m module words`` unless stage ``name`` is finished.
 
+        `trilift eval` ends with status 1 when some object has no answer, which counts as nothing; that is no failure.
+
         Raises:
             subprocess.CalledProcessError: the command failed.
         """
@@ -69,7 +71,9 @@ class Stages:
         command = [sys.executable, "-m", module, *(str(word) for word in words)]
         print("$ python " + shlex.join(command[1:]), flush=True)
         start = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        done = subprocess.run(command, stdout=subprocess.DEVNULL)
+        if done.returncode != (1 if module == "trilift" and done.returncode == 1 else 0):
+            done.check_returncode()
         self.seconds[name] = round(time.perf_counter() - start, 1)
         write_json_whole(self.file, self.seconds)
 
@@ -124,10 +128,10 @@ def train(stages: Stages, base_data: Sequence[Path], args: argparse.Namespace) -
     share = ",".join("1" for _ in base_data)
     stages.run(
         "base", "train.lrm", "--config", "train/recipes/tiny.yaml", "-o", out / "base", f"data=[{data}]",
-        f"data_weights=[{share}]", f"val={args.val}", *args.base,
+        f"data_weights=[{share}]", f"val='{args.val}'", *args.base,
     )  # fmt: skip
     tuned = ["train.lrm", "--config", "train/recipes/tiny-finetune.yaml", "-o"]
-    words = [f"data=[{out / 'tune'}]", f"init={out / 'base' / 'model'}", f"val={args.val}", *args.tune]
+    words = [f"data=[{out / 'tune'}]", f"init={out / 'base' / 'model'}", f"val='{args.val}'", *args.tune]
     stages.run("tuned", *tuned, out / "tuned", *words)
     stages.run("rehearsed", *tuned, out / "rehearsed", *words, f"rehearsal=[{data}]")
 
@@ -158,9 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--val", default="", help="packed validation objects, for the gauge alone")
     parser.add_argument("-o", "--out", type=Path, required=True)
-    parser.add_argument("--category", default="tree-plant")
+    parser.add_argument("--category", default="furniture")
     parser.add_argument("--count", type=int, default=200, help="objects to tune on (default %(default)s)")
-    parser.add_argument("--base", nargs="*", default=["steps=1700", "rendered_share=0.2"], metavar="K=V")
+    parser.add_argument("--base", nargs="*", default=["steps=900", "rendered_share=0.2"], metavar="K=V")
     parser.add_argument("--tune", nargs="*", default=["steps=600"], metavar="K=V")
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,23 +1,32 @@
-"""Many photos, one after the other: names that never collide, a log, and runs that go on where they stopped."""
+"""One photo of many: lift it and save it, and whatever goes wrong with it becomes a result that says so.
+
+Folder runs stand on this: `trilift.runner` goes through the photos of `trilift.sources`.
+"""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
+import shutil
+import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from multiview.errors import ImageError, OutputError, SettingsError, TriliftError
+from multiview.errors import OutputError, TriliftError
 
-from .photo import PHOTO_SUFFIXES, find_mask, is_mask
+from .journal import RESULTS_FILE as RESULTS_FILE
+from .preview import write_preview
 from .progress import OnStage, OnStep
-from .report import write_report
+from .recipe import empty_caches, is_out_of_memory
 from .settings import LiftSettings
+from .sources import PhotoItem
+from .sources import asset_name as asset_name
 
 if TYPE_CHECKING:
     from .asset import Asset
@@ -25,10 +34,10 @@ if TYPE_CHECKING:
     from .settings import ViewSettings
     from .views import PhotoToViews
 
-RECORD_FILE = "asset.json"
-VIEWS_RECORD_FILE = "views.json"
-RESULTS_FILE = "results.jsonl"
 REPORT_FILE = "report.html"
+VIEWS_RECORD_FILE = "views.json"
+_LOWEST_RESOLUTION = 64
+_MAX_HALVINGS = 2
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,18 @@ class LiftResult:
         error: the message, None unless it failed.
         warnings: sentences about the photo and its cut-out.
         notes: what was assumed where nobody said it, one sentence each.
+        cause: of a failure, in a word: the kind of error (``ImageError``), ``memory``, ``crash`` or ``bug``.
+        place: the asset's folder relative to the output folder, in folder runs.
+        url: the asset's folder in object storage; ``folder`` is None then.
+        sha256: of the photo's bytes.
+        fingerprint: of all that decides the result, see `ImageTo3D.fingerprint`; of what was asked for, where
+            ``lowered`` says that it was not all done.
+        mark, run: size and time of the photo's file, and the fingerprint without the photo, by which an unchanged photo
+            is known without reading it.
+        checks: the numbers of `trilift.pipeline.quality_checks`.
+        attempt: which attempt this was, from 1.
+        lowered: settings that were lowered since memory did not suffice, by name.
+        earlier: whether this is the failure of an earlier run, which was not tried again; not in the log.
     """
 
     source: str
@@ -56,6 +77,17 @@ class LiftResult:
     error: str | None = None
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    cause: str | None = None
+    place: str | None = None
+    url: str | None = None
+    sha256: str | None = None
+    fingerprint: str | None = None
+    mark: str | None = None
+    run: str | None = None
+    checks: dict[str, Any] = field(default_factory=dict)
+    attempt: int = 1
+    lowered: dict[str, Any] = field(default_factory=dict)
+    earlier: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values, one object a photo, as ``--json`` prints and results.jsonl holds."""
@@ -64,12 +96,37 @@ class LiftResult:
             "status": self.status,
             "error": self.error,
             "seconds": self.seconds,
-            "folder": None if self.folder is None else str(self.folder),
+            "folder": self.url if self.folder is None else str(self.folder),
             "files": list(self.files),
             "stages": dict(self.stages),
             "warnings": list(self.warnings),
             "notes": list(self.notes),
+            "cause": self.cause,
+            "place": self.place,
+            "sha256": self.sha256,
+            "fingerprint": self.fingerprint,
+            "mark": self.mark,
+            "run": self.run,
+            "checks": self.checks,
+            "attempt": self.attempt,
+            "lowered": self.lowered,
         }
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> LiftResult:
+        """The result of which `as_json` gave ``row``; what an older row lacks has its default."""
+        folder = row.get("folder")
+        remote = isinstance(folder, str) and "://" in folder
+        names = ("cause", "place", "sha256", "fingerprint", "mark", "run", "error")
+        plain: dict[str, Any] = {name: row.get(name) for name in names}
+        return cls(
+            str(row["source"]), row["status"], float(row.get("seconds") or 0.0),
+            None if folder is None or remote else Path(folder), tuple(row.get("files") or ()),
+            tuple((row.get("stages") or {}).items()), warnings=tuple(row.get("warnings") or ()),
+            notes=tuple(row.get("notes") or ()), url=folder if remote else None, checks=row.get("checks") or {},
+            attempt=int(row.get("attempt") or 1), lowered=row.get("lowered") or {},
+            **plain,
+        )  # fmt: skip
 
 
 def lift_to_folder(
@@ -79,6 +136,7 @@ def lift_to_folder(
     settings: LiftSettings,
     *,
     source: str | None = None,
+    named: str | None = None,
     on_stage: OnStage | None = None,
     on_step: OnStep | None = None,
 ) -> LiftResult:
@@ -90,11 +148,12 @@ def lift_to_folder(
         folder: the asset's folder, made or replaced.
         settings: how to lift, and what to write.
         source: what to call the photo in the result; its path when left out.
+        named: what the asset's record calls it; its path when left out.
         on_stage: called with the name of each stage when it begins.
         on_step: called after every step of a view generator with how many are done and how many there are.
     """
     hint = f"lower --resolution (now {settings.resolution})"
-    work = partial(_lift_and_save, pipe, photo, folder, settings, on_stage, on_step)
+    work = partial(_lift_and_save, pipe, photo, folder, settings, on_stage, on_step, named)
     return _attempt(work, photo, folder, str(photo) if source is None else source, hint)
 
 
@@ -129,18 +188,21 @@ def _attempt(
     try:
         files, record = work()
     except TriliftError as error:
-        return LiftResult(source, "failed", _since(start), error=_naming(str(error), photo))
-    except MemoryError:
-        text = f"{photo}: not enough memory. Close other programs, or {hint}."
-        return LiftResult(source, "failed", _since(start), error=text)
+        cause = type(error).__name__
+        return LiftResult(source, "failed", _since(start), error=_naming(str(error), photo), cause=cause)
     except Exception as error:
+        if is_out_of_memory(error):
+            text = f"{photo}: not enough memory. Close other programs, or {hint}."
+            return LiftResult(source, "failed", _since(start), error=text, cause="memory")
         if os.environ.get("TRILIFT_DEBUG"):
             raise
         text = f"{photo}: unexpected {type(error).__name__}: {error}. This is a bug; TRILIFT_DEBUG=1 shows where."
-        return LiftResult(source, "failed", _since(start), error=text)
+        return LiftResult(source, "failed", _since(start), error=text, cause="bug")
     return LiftResult(
         source, "done", _since(start), folder, files,
         stages=tuple(record["seconds"].items()), warnings=tuple(record["warnings"]), notes=_notes(record),
+        sha256=(record.get("photo") or {}).get("sha256"), fingerprint=record.get("fingerprint"),
+        checks=dict(record.get("checks") or {}),
     )  # fmt: skip
 
 
@@ -160,13 +222,20 @@ def _lift_and_save(
     settings: LiftSettings,
     on_stage: OnStage | None,
     on_step: OnStep | None,
+    named: str | None = None,
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """The names of the files written, and the asset's record with the seconds of writing."""
+    """The names of the files written, and the asset's record with the seconds of writing.
+
+    ``named`` is what the record calls a photo that was copied here from elsewhere.
+    """
     from .asset import OWNED
 
     if photo.name in OWNED and photo.resolve().parent == folder.resolve():  # photos are never changed
         raise OutputError(f"{photo}: its result in {folder} would replace the photo itself. Choose another -o.")
     asset = pipe(photo, settings, on_stage=on_stage, on_step=on_step)
+    if named is not None and "photo" in asset.record:
+        mask = asset.record["photo"].get("mask")
+        asset.record["photo"] |= {"name": named, "mask": mask and Path(mask).name}
     return _written(lambda: save_asset(asset, folder, settings), asset.record, on_stage)
 
 
@@ -203,99 +272,110 @@ def save_asset(asset: Asset, folder: str | Path, settings: LiftSettings) -> list
     )
 
 
-def lift_folder(
+def lift_item(
     pipe: ImageTo3D,
-    folder: str | Path,
-    out: str | Path,
+    item: PhotoItem,
+    folder: Path,
     settings: LiftSettings,
+    scratch: Path,
     *,
-    on_photo: Callable[[int, int, str], OnStage | None] | None = None,
-    on_step: OnStep | None = None,
-) -> Iterator[LiftResult]:
-    """Lift every photo below ``folder``, in sorted order; sub-folders and names are kept.
+    halvings: int = 0,
+    on_stage: OnStage | None = None,
+) -> LiftResult:
+    """Lift one photo of a folder run: fetch it, lift and save it, and again smaller where memory does not suffice.
 
-    ``out/results.jsonl`` gets one line a photo as soon as it is finished, ``out/report.html`` a table at the end. A
-    photo whose asset.json states the same photo, mask, settings and weights is skipped. One bad photo never stops the
-    others.
+    This is the whole of what any engine does with a photo.
 
     Args:
         pipe: the loaded model.
-        folder: searched with its sub-folders; masks, hidden files and folders, results of earlier runs and ``out`` are
-            left out.
-        out: made when missing; not ``folder`` itself.
+        item: the photo.
+        folder: the asset's folder on this machine, made or replaced.
         settings: how to lift, and what to write.
-        on_photo: called with (index from 1, count, source) before each photo; may return a stage callback for it.
-        on_step: see `lift_to_folder`.
+        scratch: folder for a copy of a photo that is not on this machine; removed.
+        halvings: of the resolution to begin with, since more took the process down.
+        on_stage: called with the name of each stage when it begins.
 
     Returns:
-        An iterator of one `LiftResult` per photo; the work is done as it is consumed.
-
-    Raises:
-        ImageError: ``folder`` is not a folder, cannot be listed, or holds no photos; raised at the call.
-        SettingsError: ``out`` is ``folder`` itself; raised at the call.
-        OutputError: the log or the report cannot be written; raised while iterating.
+        The result with all that a later run compares. Of a lift at half or a quarter of the resolution, since memory
+        did not suffice for more, ``lowered`` and a warning say so.
     """
-    folder, out = Path(folder), Path(out)
-    photos = find_photos(folder, out)
-    places = asset_folders(photos, folder)
-    return _run(pipe, folder, out, settings, places, on_photo, on_step)
-
-
-def _run(
-    pipe: ImageTo3D,
-    folder: Path,
-    out: Path,
-    settings: LiftSettings,
-    places: dict[Path, Path],
-    on_photo: Callable[[int, int, str], OnStage | None] | None,
-    on_step: OnStep | None,
-) -> Iterator[LiftResult]:
-    results: list[LiftResult] = []
+    start = time.perf_counter()
+    mark = item.mark()
     try:
-        for index, (photo, place) in enumerate(places.items(), 1):
-            source = photo.relative_to(folder).as_posix()
-            on_stage = on_photo(index, len(places), source) if on_photo is not None else None
-            result = _finished(pipe, photo, out / place, settings, source)
-            if result is None:
-                result = lift_to_folder(
-                    pipe, photo, out / place, settings, source=source, on_stage=on_stage, on_step=on_step
-                )
-            append_line(out / RESULTS_FILE, json.dumps(result.as_json(), ensure_ascii=False))
-            results.append(result)
-            yield result
-    finally:  # also after Ctrl-C, so that the report tells of what was done
-        if results:
-            write_report(out / REPORT_FILE, results, len(places))
+        photo = item.fetch(scratch)
+        sums = content_sums(item, photo)
+        result = _lift_smaller(pipe, photo, folder, settings, item, halvings, on_stage)
+        if result.status == "done":
+            with suppress(OutputError):  # reports draw what is missing
+                write_preview(folder, photo)  # while photo and asset are at hand
+    except TriliftError as error:
+        sums = content_sums(item, None)
+        text = _naming(str(error), Path(item.source))
+        result = LiftResult(item.source, "failed", _since(start), error=text, cause=type(error).__name__)
+    finally:
+        if item.path is None:
+            shutil.rmtree(scratch, ignore_errors=True)
+    wanted = pipe.fingerprint(*sums, settings)
+    if result.status == "done" and not result.lowered and result.fingerprint != wanted:
+        wanted, mark = str(result.fingerprint), None  # the photo was changed while we looked
+    return replace(
+        result, place=item.place, sha256=result.sha256 or sums[0], fingerprint=wanted, mark=mark,
+        run=pipe.fingerprint("", None, settings),
+    )  # fmt: skip
 
 
-def find_photos(folder: Path, out: Path) -> list[Path]:
-    """Photos below ``folder`` in sorted order; see `lift_folder` for what is left out and raised."""
-    if not folder.is_dir():
-        found = "is a file (use trilift lift)" if folder.exists() else "does not exist"
-        raise ImageError(f"{folder}: expected a folder of photos, but it {found}.")
-    if out.resolve() == folder.resolve():
-        raise SettingsError(f"{out}: the output folder is the photo folder itself. Choose another with -o.")
-    found_photos: list[Path] = []
-    errors: list[OSError] = []
-    for base, dirs, files in os.walk(folder, onerror=errors.append):
-        here = Path(base)
-        dirs[:] = sorted(d for d in dirs if not d.startswith(".") and _is_source(here / d, out))
-        found_photos += [here / f for f in files if not f.startswith(".") and _is_photo(here / f)]
-    if errors:
-        raise ImageError(f"{errors[0].filename}: cannot be listed ({errors[0].strerror}). Change its permissions.")
-    if not found_photos:
-        raise ImageError(f"{folder}: no photos in it or below. Looked for {' '.join(PHOTO_SUFFIXES)} in any case.")
-    return sorted(found_photos, key=lambda p: p.relative_to(folder).parts)
+def _lift_smaller(
+    pipe: ImageTo3D,
+    photo: Path,
+    folder: Path,
+    settings: LiftSettings,
+    item: PhotoItem,
+    halvings: int,
+    on_stage: OnStage | None,
+) -> LiftResult:
+    """Lift at the resolution that was asked for, or at the first half of it for which memory suffices."""
+    named = None if item.path is not None else item.source
+    sizes = [settings.resolution >> halving for halving in range(_MAX_HALVINGS + 1)]
+    sizes = [size for size in sizes[halvings:] if size >= _LOWEST_RESOLUTION] or [settings.resolution]
+    for size in sizes:
+        now = settings if size == settings.resolution else settings.replaced(resolution=size)
+        result = lift_to_folder(pipe, photo, folder, now, source=item.source, named=named, on_stage=on_stage)
+        if result.cause != "memory":
+            break
+        empty_caches()
+    if named is not None and result.error is not None:  # nobody knows the copy
+        result = replace(result, error=result.error.replace(str(photo), item.source))
+    if now is settings or result.status != "done":
+        return result
+    told = f"Memory did not suffice for --resolution {settings.resolution}; lifted at {now.resolution}."
+    return replace(result, lowered={"resolution": now.resolution}, warnings=(*result.warnings, told))
 
 
-def _is_source(folder: Path, out: Path) -> bool:
-    """Whether to look for photos in ``folder``: not in the output, not in what an earlier run wrote."""
-    written = any((folder / name).is_file() for name in (RECORD_FILE, VIEWS_RECORD_FILE))
-    return folder.resolve() != out.resolve() and not written
+def content_sums(item: PhotoItem, photo: Path | None) -> tuple[str, str | None]:
+    """(SHA-256 of the photo, SHA-256 of its mask or None); why it cannot be read in place of the sum of the photo.
+
+    Args:
+        item: the photo.
+        photo: the local file, None when it could not be fetched.
+    """
+    from .photo import MAX_FILE_BYTES, find_mask
+
+    if photo is None:
+        return f"unreadable: {item.problem or item.source}", None
+    try:
+        found = photo.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE_BYTES:
+            return f"unreadable: mode {stat.S_IFMT(found.st_mode)}, {found.st_size} bytes", None
+        mask = find_mask(photo)
+        return _sha256(photo), None if mask is None else _sha256(mask)
+    except OSError as error:
+        return f"unreadable: {error.strerror}", None
 
 
-def _is_photo(path: Path) -> bool:
-    return path.suffix.lower() in PHOTO_SUFFIXES and path.is_file() and not is_mask(path)
+def _sha256(path: Path) -> str:
+    """`multiview.weights.file_sha256` without waiting for torch, which a run with nothing to do never needs."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def asset_folders(photos: Sequence[Path], base: Path | None = None) -> dict[Path, Path]:
@@ -330,61 +410,8 @@ def asset_folders(photos: Sequence[Path], base: Path | None = None) -> dict[Path
     return places
 
 
-def asset_name(photo: str) -> str:
-    """The name of a photo's asset: the file's stem, made safe as a folder's name.
-
-    ``a/chair.png`` → ``chair``; names of nothing but dots, and pictures without a file, → ``photo``.
-    """
-    return "photo" if photo == "<image>" else Path(photo).stem.strip(". ") or "photo"
-
-
 def _key(place: Path) -> str:
     return place.as_posix().casefold()
-
-
-def _finished(pipe: ImageTo3D, photo: Path, folder: Path, settings: LiftSettings, source: str) -> LiftResult | None:
-    """A ``skipped`` result when ``folder`` holds an equal one, whole."""
-    from multiview.weights import file_sha256
-
-    start = time.perf_counter()
-    try:
-        record = json.loads((folder / RECORD_FILE).read_text("utf-8"))
-        mask = find_mask(photo)
-        mask_sha256 = None if mask is None else file_sha256(mask)
-        if record["fingerprint"] != pipe.fingerprint(file_sha256(photo), mask_sha256, settings):
-            return None
-        files = {str(f["name"]): int(f["bytes"]) for f in record["files"]}
-        if any((folder / name).stat().st_size != size for name, size in files.items()):
-            return None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # no record, or not one of ours: lift it
-    return LiftResult(
-        source, "skipped", _since(start), folder, tuple(sorted([*files, RECORD_FILE])),
-        warnings=tuple(map(str, record.get("warnings", ()))),
-    )  # fmt: skip
-
-
-def append_line(path: Path, line: str) -> None:
-    """Append ``line`` and see it on the disk; a line that an earlier run left half-written is closed first.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab+") as file:
-            if file.tell() > 0:
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
-            file.write(line.encode("utf-8") + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OutputError(
-            f"{path}: could not be written ({error.strerror or error}). "
-            "Check free space and permission of the folder, or choose another with -o."
-        ) from error
 
 
 def _since(start: float) -> float:
