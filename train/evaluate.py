@@ -1,13 +1,16 @@
 """``trilift eval DATA -o OUT``: score a model, and trivial answers beside it, against meshes that it has not seen.
 
 One input picture per object, drawn as docs/evaluation.md says; what comes back is compared with the truth by volume,
-surface and novel views. OUT gets ``metrics.json``, the meshes, the input pictures and contact sheets.
+surface and novel views. OUT gets ``metrics.json``, the meshes, the input pictures and contact sheets. Another program's
+meshes are scored in the model's place with ``--predictions``.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
+import json
 import os
 import sys
 import time
@@ -20,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from lrm.lpips import load_lpips
 from lrm.mesh import Mesh
 from lrm.meshfile import write_mesh
 from lrm.metrics import TrueShape
@@ -27,11 +31,14 @@ from multiview.camerafile import write_views
 from multiview.errors import MeshError, SettingsError, TriliftError
 
 from .baselines import TRIVIAL_ANSWERS, Bytes
+from .datasets import find_objects, told_datasets
+from .frames import FRAMES, Frame
+from .predictions import INPUTS_FILE, Predictions, write_inputs
 from .protocol import (
     EvalObject,
     EvalProtocol,
     Trivial,
-    find_objects,
+    check_numbers,
     is_watertight,
     mapped,
     prepare_trivial,
@@ -39,13 +46,17 @@ from .protocol import (
     spread,
     true_mesh,
 )
+from .protocols import PROTOCOLS, protocol_named
 from .scorecard import (
+    MAIN_ANSWERS,
     OURS,
+    PREDICTIONS,
     Lifted,
     Marked,
     Scored,
     add_shuffled,
     input_psnr,
+    main_answer,
     own_scores,
     score_answer,
     score_failure,
@@ -69,9 +80,36 @@ second argument where it has an attribute ``wants_true_views`` that is true."""
 # One object.
 
 
-def score_object(
-    item: EvalObject, lifter: Lifter | None, trivial: Trivial, out: Path, protocol: EvalProtocol
-) -> Scored:
+@dataclass(frozen=True)
+class Asked:
+    """Who is asked about each object.
+
+    Attributes:
+        lifter: the model; None leaves it out.
+        predictions: another program's meshes; None where there are none.
+        trivial: the trivial answers.
+    """
+
+    lifter: Lifter | None
+    predictions: Predictions | None
+    trivial: Trivial
+
+    @property
+    def names(self) -> list[str]:
+        """Of the answers, in the order of the report."""
+        mains = ((OURS, self.lifter), (PREDICTIONS, self.predictions))
+        return [name for name, who in mains if who is not None] + list(self.trivial.names)
+
+    def ask(self, name: str, picture: Bytes, object_id: str, elevation_deg: float, views_dir: Path | None) -> Answer:
+        """One answer to a picture; predictions are looked up by the object's id, frames that are pitched stood up."""
+        if name == OURS and self.lifter is not None:
+            return _ask_model(self.lifter, picture, views_dir)
+        if name == PREDICTIONS and self.predictions is not None:
+            return self.predictions.answer(object_id, elevation_deg), {}
+        return self.trivial.answer(name, picture), {}
+
+
+def score_object(item: EvalObject, asked: Asked, out: Path, protocol: EvalProtocol) -> Scored:
     """Draw the input, ask for every answer, compare each with the truth; writes the input and the meshes.
 
     An answer that fails in any way counts as nothing at all: IoU 0, no hits, white pictures.
@@ -83,38 +121,41 @@ def score_object(
     azimuth, elevation = protocol.viewpoint(item.id)
     picture = protocol.look(item.mesh, azimuth, elevation)
     write_picture(picture, out / "inputs" / f"{item.id}.png")
-    truth = TrueShape.of(true_mesh(item.mesh, azimuth), seed_of(item.id), protocol.shape)
+    turned_mesh = true_mesh(item.mesh, azimuth)
+    truth = protocol.true_shape(turned_mesh, seed_of(item.id))
     _save_mesh(truth.mesh, out, "truth", item.id)
-    row = {
-        "id": item.id, "file": str(item.path), "azimuth_deg": round(azimuth, 4), "elevation_deg": round(elevation, 4),
-        "watertight": is_watertight(item.mesh), "faces": len(item.mesh.faces),
-    }  # fmt: skip
     truth_views = protocol.novel_views(truth.mesh)
     views_dir = None
-    if lifter is not None and getattr(lifter, "wants_true_views", False):
+    if getattr(asked.lifter, "wants_true_views", False):
         views_dir = out / "views" / item.id
-        write_views(views_dir, true_views(true_mesh(item.mesh, azimuth), elevation, protocol))
-    marked, failures = {}, []
-    for name in ([OURS] if lifter is not None else []) + list(trivial.names):
-        ask = (
-            partial(_ask_model, lifter, views_dir=views_dir)
-            if name == OURS and lifter
-            else partial(_ask_trivial, trivial, name)
-        )
+        write_views(views_dir, true_views(turned_mesh, elevation, protocol))
+    row, marked, failures = _row_of(item, azimuth, elevation), {}, []
+    for name in asked.names:
+        ask = partial(asked.ask, name, picture, item.id, elevation, views_dir)
         mesh, problem, marked[name] = _mark_answer(name, ask, picture, truth, truth_views, protocol)
         row[name] = marked[name].scores
         if mesh is None:
             failures.append({"id": item.id, "answer": name, "error": problem})
         else:
             _save_mesh(mesh, out, name, item.id)
-    ours = marked.get(OURS)
+    if failures:
+        row["failed"] = [failure["answer"] for failure in failures]
+    main = marked.get(main_answer(asked.names) or "")
     return Scored(
         row,
-        thumbs(picture, ours.views if ours else None, truth_views),
+        thumbs(picture, main.views if main else None, truth_views),
         np.packbits(truth.occupied),
-        np.packbits(ours.volume) if ours else None,
+        np.packbits(main.volume) if main else None,
         failures,
     )
+
+
+def _row_of(item: EvalObject, azimuth: float, elevation: float) -> dict[str, Any]:
+    """What metrics.json says about an object, before the answers."""
+    return {
+        "id": item.id, "file": str(item.path), "seed": seed_of(item.id), "azimuth_deg": round(azimuth, 4),
+        "elevation_deg": round(elevation, 4), "watertight": is_watertight(item.mesh), "faces": len(item.mesh.faces),
+    }  # fmt: skip
 
 
 Answer = tuple[Mesh, dict[str, float]]  # the mesh, and what else is to be written into its row
@@ -127,13 +168,9 @@ def _ask_model(lifter: Lifter, picture: Bytes, views_dir: Path | None = None) ->
     return lifted.mesh, {"input_psnr": input_psnr(lifted), "seconds": round(seconds, 3)} | own_scores(lifted)
 
 
-def _ask_trivial(trivial: Trivial, name: str, picture: Bytes) -> Answer:
-    return trivial.answer(name, picture), {}
-
-
 def _mark_answer(
     name: str,
-    ask: Callable[[Bytes], Answer],
+    ask: Callable[[], Answer],
     picture: Bytes,
     truth: TrueShape,
     truth_views: Tensor,
@@ -141,7 +178,7 @@ def _mark_answer(
 ) -> tuple[Mesh | None, str, Marked]:
     """Ask for one answer and mark it; gives its mesh, or None and the reason when it failed, and the marks."""
     try:
-        mesh, extra = ask(picture)
+        mesh, extra = ask()
         marked = score_answer(mesh, truth, truth_views, protocol)
     except Exception as error:  # whatever a model stumbles over, the other objects are still to be scored
         marked = score_failure(truth, truth_views, protocol)
@@ -169,22 +206,28 @@ def evaluate(
     limit: int | None = None,
     protocol: EvalProtocol | None = None,
     model: Mapping[str, Any] | None = None,
+    predictions: str | Path | None = None,
+    frame: Frame | str = "trilift",
+    up: str | None = None,
     processes: int = 1,
     tell: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Score a model and trivial answers on every mesh below a folder, and write OUT.
+    """Score a model, another program's meshes and trivial answers on every object below a folder, and write OUT.
 
     Args:
-        lifter: the model, picture (S, S, 4) uint8 → something like `trilift.Asset`; None scores trivial answers alone.
-        data: folder of true meshes.
+        lifter: the model, picture (S, S, 4) uint8 → something like `trilift.Asset`; None leaves it out.
+        data: folder of true meshes, as `train.datasets.find_objects` reads it.
         out: ``metrics.json``, ``constants.json``, ``sheet.png`` (and ``sheet-2.png`` ...), ``best.png``,
             ``median.png``, ``worst.png``, ``inputs/<id>.png``, ``meshes/<answer>/<id>.glb``; the truth is one of the
             answers there.
         train: folder of training objects for the trivial answers; None takes DATA/../train if that is another folder.
-        answers: ``ours`` and names of `TRIVIAL_ANSWERS`.
+        answers: ``ours`` and names of `TRIVIAL_ANSWERS`; predictions are scored whenever they are given.
         limit: at most so many objects, evenly spaced.
-        protocol: what is drawn and compared.
+        protocol: what is drawn and compared; `train.protocols` has them by name.
         model: what to write down about the model, JSON values.
+        predictions: folder of another program's meshes, one for each id; those that are missing count as nothing.
+        frame: how these lie: a `train.frames.Frame`, or what `Frame.parse` reads.
+        up: the axis that is up in DATA's files; None for what is known of them.
         processes: that score objects side by side; more than one want a lifter that can be pickled, such as
             `ModelLifter`. The numbers do not depend on it but for ``seconds`` and the last bits of a network's sums.
         tell: called with a line about the progress now and then.
@@ -193,37 +236,55 @@ def evaluate(
         What metrics.json holds.
 
     Raises:
-        SettingsError: wrong answers, limit or processes, no meshes, or libigl is missing.
+        SettingsError: wrong answers, limit, frame, axis or processes, no meshes, predictions of which none belongs to
+            an object, or libigl is missing.
+        WeightsError: the weights for LPIPS cannot be used.
         MeshError: none of the true meshes can be used.
         OutputError: a file cannot be written.
     """
     data, out, protocol = Path(data), Path(out), protocol or EvalProtocol()
-    _check_settings(answers, limit, processes)
+    _check_settings(answers, limit, processes, up)
+    if protocol.lpips is not None:
+        load_lpips(protocol.lpips)  # a wrong file is better told before the work than after it
     began = time.perf_counter()
     objects = spread(find_objects(data), limit)
+    found = None
+    if predictions is not None:
+        found = Predictions.find(predictions, objects, Frame.parse(frame) if isinstance(frame, str) else frame)
     names = [name for name in TRIVIAL_ANSWERS if name in answers]
     tell = tell or (lambda line: None)
     trivial = prepare_trivial(names, _train_folder(train, data), out, objects, protocol, tell, processes)
     fitted = time.perf_counter()
-    lifter = lifter if OURS in answers else None
-    job = partial(_score_file, lifter=lifter, trivial=trivial, out=out, protocol=protocol)
+    asked = Asked(lifter if OURS in answers else None, found, trivial)
+    job = partial(_score_file, asked=asked, out=out, protocol=protocol, up=up)
     scored, skipped = _score_all(job, objects, min(processes, len(objects)), tell)
     if not scored:
         raise MeshError(f"{data}: none of {len(objects)} true meshes can be used, first: {skipped[0]['error']}")
     add_shuffled(scored)
-    sheets = [] if lifter is None else [*write_sheets(scored, out), *write_chosen_sheets(scored, out, protocol)]
+    drawn = main_answer(asked.names) is not None
+    sheets = [*write_sheets(scored, out), *write_chosen_sheets(scored, out, protocol)] if drawn else []
     return write_metrics(
         scored, skipped, trivial, protocol, out,
-        data=data, model=model or {}, sheets=sheets, began=began, fitted=fitted,
+        data=_told_data(data, [one.row for one in scored], up), model=model or {},
+        predictions=found.told() if found else None, sheets=sheets, began=began, fitted=fitted,
     )  # fmt: skip
 
 
+def _told_data(data: Path, rows: Sequence[Mapping[str, Any]], up: str | None) -> dict[str, Any]:
+    """What metrics.json says about the true objects; reports with one hash are about the same ones."""
+    ids = json.dumps(sorted(row["id"] for row in rows))
+    return {
+        "data": str(data), "datasets": told_datasets([Path(row["file"]) for row in rows]), "up": up or "by dataset",
+        "objects_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+    }  # fmt: skip
+
+
 def _score_file(
-    named: tuple[str, Path], lifter: Lifter | None, trivial: Trivial, out: Path, protocol: EvalProtocol
+    named: tuple[str, Path], asked: Asked, out: Path, protocol: EvalProtocol, up: str | None = None
 ) -> Scored | str:
     """`score_object` of a mesh file; why not, for a truth that cannot be used."""
     try:
-        return score_object(EvalObject.read(*named), lifter, trivial, out, protocol)
+        return score_object(EvalObject.read(*named, up=up), asked, out, protocol)
     except MeshError as error:
         return str(error)
 
@@ -248,19 +309,19 @@ def _score_all(
 
 def _told(row: Mapping[str, Any]) -> str:
     """One line about one object."""
-    name = next((name for name in (OURS, *TRIVIAL_ANSWERS) if name in row), None)
+    name = next((name for name in (*MAIN_ANSWERS, *TRIVIAL_ANSWERS) if name in row), None)
     return f"{row['id']}: IoU {row[name]['iou']:.3f} ({name})" if name else f"{row['id']}: no answers"
 
 
-def _check_settings(answers: Sequence[str], limit: int | None, processes: int) -> None:
+# Settings.
+
+
+def _check_settings(answers: Sequence[str], limit: int | None, processes: int, up: str | None = None) -> None:
     known = (OURS, *TRIVIAL_ANSWERS)
     wrong = [name for name in answers if name not in known]
     if wrong or not answers:
         raise SettingsError(f"answers={','.join(answers)}: expected some of {', '.join(known)}.")
-    if limit is not None and limit < 1:
-        raise SettingsError(f"limit={limit}: expected at least 1 object.")
-    if processes < 1:
-        raise SettingsError(f"processes={processes}: expected at least 1.")
+    check_numbers(limit, processes, up)
     if importlib.util.find_spec("igl") is None:
         raise SettingsError("trilift eval wants libigl, which is not installed. Try: pip install 'trilift[train]'.")
 
@@ -280,30 +341,61 @@ def build_parser(prog: str = "trilift eval") -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Score a model against true meshes, with trivial answers beside it. OUT gets metrics.json, meshes, "
-        "input pictures and contact sheets. docs/evaluation.md has the protocol.",
+        description="Score a model, or another program's meshes, against true meshes, with trivial answers beside it. "
+        "OUT gets metrics.json, meshes, input pictures and contact sheets. docs/evaluation.md has the protocols.",
     )
     add = parser.add_argument
-    add("data", type=Path, metavar="DATA", help="folder of true meshes, searched with its sub-folders")
-    add("-o", "--out", type=Path, required=True, metavar="OUT", help="output folder")
-    add("--model", default="tiny", help="a name of trilift models, or a folder (default %(default)s)")
-    add("--views", metavar="NAME", help="a view generator in front of it, or true for the ring of true views")
+    add("data", type=Path, metavar="DATA", help="folder of true meshes, searched with its sub-folders; Google Scanned "
+        "Objects and OmniObject3D as downloaded")  # fmt: skip
+    add("-o", "--out", type=Path, metavar="OUT", help="output folder")
+    add("--protocol", choices=tuple(PROTOCOLS), default="ours", help="by whose rules (default %(default)s)")
+    add("--up", metavar="AXIS", help="up axis of DATA's files: x, y, z, or --up=-z ... (default: by dataset, else y)")
+    add("--lpips", metavar="PATH", help="weights for LPIPS, a file or a folder; without them it is left out")
+    add("--limit", type=int, metavar="N", help="only N objects, evenly spaced")
+    add("--light", action="store_true", help="light the input pictures softly; without it they show plain colours")
+    _add_model_options(parser)
+    _add_prediction_options(parser)
     add("--train", type=Path, metavar="DIR", help="objects to fit the trivial answers on (default: DATA/../train)")
     add(
         "--answers", type=lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
-        default=(OURS, *TRIVIAL_ANSWERS), metavar="A,B", help=f"of {','.join((OURS, *TRIVIAL_ANSWERS))} (default: all)",
+        metavar="A,B", help=f"of {','.join((OURS, *TRIVIAL_ANSWERS))} (default: all; with --predictions all but ours)",
     )  # fmt: skip
-    add("--limit", type=int, metavar="N", help="only N objects, evenly spaced")
-    default = EvalProtocol().mesh_resolution
-    add("--resolution", type=int, default=default, metavar="N", help="samples per axis (default %(default)s)")
-    add("--light", action="store_true", help="light the input pictures softly; without it they show plain colours")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default %(default)s)")
-    add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of the network")
     add(
         "--processes", type=int, metavar="N", help="that score side by side (default: 2 on a CPU that has them, else 1)"
     )
     add("--quiet", action="store_true", help="only the table, on stdout")
     return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("the model").add_argument
+    add("--model", default="tiny", help="a name of trilift models, or a folder (default %(default)s)")
+    add("--views", metavar="NAME", help="a view generator in front of it, or true for the ring of true views")
+    default = EvalProtocol().mesh_resolution
+    add("--resolution", type=int, default=default, metavar="N", help="samples per axis (default %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default %(default)s)")
+    add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of the network")
+
+
+def _add_prediction_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("another program").add_argument
+    add(
+        "--predictions",
+        type=Path,
+        metavar="DIR",
+        help="its meshes: DIR/ID.glb (or .obj, .ply, .stl ...) or DIR/ID/mesh.*",
+    )
+    add(
+        "--frame", default="trilift", metavar="F",
+        help=f"how they lie: {', '.join(FRAMES)}, or UP,FRONT[,pitched][,mirrored] such as z,-y (default %(default)s: "
+        "y up, photographed side toward +z)",
+    )  # fmt: skip
+    add(
+        "--write-inputs",
+        type=Path,
+        metavar="DIR",
+        help="write the input pictures for it to DIR/ID.png, and score nothing",
+    )
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "trilift eval") -> int:
@@ -313,28 +405,61 @@ def main(argv: Sequence[str] | None = None, prog: str = "trilift eval") -> int:
         TriliftError: as `evaluate`, or the model cannot be loaded.
     """
     args = build_parser(prog).parse_args(argv)
-    _check_settings(args.answers, args.limit, 1 if args.processes is None else args.processes)
-    protocol = replace(EvalProtocol(), light="soft" if args.light else "none", mesh_resolution=args.resolution)
+    light = "soft" if args.light else "none"
+    protocol = replace(protocol_named(args.protocol), light=light, mesh_resolution=args.resolution, lpips=args.lpips)
+    if args.write_inputs is not None:
+        return _write_inputs(args, protocol)
+    if args.out is None:
+        raise SettingsError("trilift eval wants an output folder: -o OUT (or --write-inputs DIR for the inputs alone).")
+    answers = args.answers or (*(() if args.predictions else (OURS,)), *TRIVIAL_ANSWERS)
+    _check_settings(answers, args.limit, 1 if args.processes is None else args.processes, args.up)
     lifter: ModelLifter | None = None
     model: dict[str, Any] = {}
-    if OURS in args.answers:
+    if OURS in answers:
         lifter = ModelLifter(args.model, args.device, args.dtype, protocol.mesh_resolution, args.views)
         model = lifter.told()
-
-    def tell(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     record = evaluate(
-        lifter, args.data, args.out, train=args.train, answers=args.answers, limit=args.limit, protocol=protocol,
-        model=model, processes=args.processes or _usual_processes(lifter), tell=None if args.quiet else tell,
+        lifter, args.data, args.out, train=args.train, answers=answers, limit=args.limit, protocol=protocol,
+        model=model, predictions=args.predictions, frame=args.frame, up=args.up,
+        processes=args.processes or _usual_processes(lifter), tell=None if args.quiet else _tell,
     )  # fmt: skip
     print(table(record))
+    return _tell_problems(record)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _tell_problems(record: Mapping[str, Any]) -> int:
+    """Name on stderr what was left out and what failed; the exit status."""
     for name, reason in record["left_out"].items():
-        print(f"{name}: left out: {reason}", file=sys.stderr)
+        _tell(f"{name}: left out: {reason}")
+    told = record.get("predictions", {})
+    if unused := told.get("unused"):
+        _tell(f"{told['folder']}: {len(unused)} meshes belong to no object, first {unused[0]}")
     problems = [*record["failures"], *record["skipped"]]
     for problem in problems:
-        print(f"{problem['id']}: {problem.get('answer', 'truth')}: {problem['error']}", file=sys.stderr)
+        _tell(f"{problem['id']}: {problem.get('answer', 'truth')}: {problem['error']}")
+    if missing := told.get("missing"):
+        _tell(f"{told['folder']}: {len(missing)} of {record['count']} objects have no mesh and count as nothing")
     return 1 if problems else 0
+
+
+def _write_inputs(args: argparse.Namespace, protocol: EvalProtocol) -> int:
+    """``--write-inputs``: the pictures alone; the exit status."""
+    if args.predictions is not None:
+        raise SettingsError(
+            "--write-inputs and --predictions exclude each other: first the inputs, then their answers."
+        )
+    processes = args.processes or _usual_processes(None)
+    record = write_inputs(
+        args.data, args.write_inputs, limit=args.limit, protocol=protocol, up=args.up, processes=processes
+    )
+    print(f"{args.write_inputs}: {len(record['inputs'])} input pictures and {INPUTS_FILE}; nothing was scored.")
+    for problem in record["skipped"]:
+        _tell(f"{problem['id']}: truth: {problem['error']}")
+    return 1 if record["skipped"] else 0
 
 
 def _usual_processes(lifter: ModelLifter | None) -> int:

@@ -1,5 +1,7 @@
 """What `train.evaluate` draws and compares with: input and novel views, the true objects, and the trivial answers'
 constants, which are fitted on training objects drawn in the same way. And how the work is spread over processes.
+
+`train.protocols` names the protocols that there are.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import os
 import pickle
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,15 +24,28 @@ import torch
 from torch import Tensor
 
 from lrm.mesh import Mesh
-from lrm.metrics import ShapeSettings, occupancy, placed
+from lrm.metrics import (
+    Bools,
+    Floats,
+    ShapeSettings,
+    TrueShape,
+    occupancy,
+    overlap,
+    placed,
+    score_nothing,
+    score_shape_and_volume,
+    surface_scores,
+)
 from multiview.cameras import Cameras, crop_intrinsics, orbit, project
 from multiview.color import bytes_from_unit
 from multiview.errors import MeshError, SettingsError
 from multiview.files import write_json_whole
 
 from .baselines import Bytes, Constants, Example, Retrieval, fit_constants, small_silhouettes, trivial_answer, turned
-from .objects import find_meshes
-from .texturedmesh import only_used, read_textured, render_textured
+from .datasets import find_objects, read_object
+from .depthpoints import depth_points
+from .frames import Frame
+from .texturedmesh import only_used, render_textured
 
 CONSTANTS_FILE = "constants.json"
 _TEXTURE_SIZE, _TRAIN_TEXTURE_SIZE = 1024, 512  # of pictures on objects: all training objects are held at once
@@ -45,6 +60,7 @@ class EvalProtocol:
     """What is drawn and how it is compared; lengths in longest sides of the object.
 
     Attributes:
+        name: of the protocol, for reports.
         azimuth_deg, elevation_deg: range of the input camera, uniform; the object's id seeds the draw.
         fov_deg: of the camera before its picture is cropped, and of the novel views.
         camera_distance: to the middle of the object's box.
@@ -52,12 +68,18 @@ class EvalProtocol:
         foreground_ratio: longest side of the silhouette's box / side of the cropped input.
         light: ``none`` shows colours as they are; ``soft`` lights the input pictures, never the novel views.
         novel_azimuths_deg, novel_elevation_deg: of the novel views, relative to the input camera's azimuth.
+        novel_distance, novel_fov_deg: of the novel views' cameras; None: as the input camera's before the crop.
         supersample: samples per pixel and axis in all pictures.
         mesh_resolution: samples per axis when the model's surface is taken.
         train_objects: on which the trivial answers are fitted.
         shape: how shapes are compared.
+        depth_points: compare the points that the novel views' cameras see in place of points drawn by area, in
+            longest sides, without alignment; the spacing of the lattice in which points that share a cell become one,
+            in longest sides. None: points by area, in halves of the longest side, with and without alignment.
+        lpips: file or folder of the weights for LPIPS; None leaves it out.
     """
 
+    name: str = "ours"
     azimuth_deg: tuple[float, float] = (0.0, 360.0)
     elevation_deg: tuple[float, float] = (-5.0, 35.0)
     fov_deg: float = 40.0
@@ -67,10 +89,14 @@ class EvalProtocol:
     light: str = "none"
     novel_azimuths_deg: tuple[float, ...] = (45.0, 135.0, 225.0, 315.0)
     novel_elevation_deg: float = 15.0
+    novel_distance: float | None = None
+    novel_fov_deg: float | None = None
     supersample: int = 2
     mesh_resolution: int = 128
     train_objects: int = 200
     shape: ShapeSettings = field(default_factory=ShapeSettings)
+    depth_points: float | None = None
+    lpips: str | None = None
 
     def viewpoint(self, object_id: str) -> tuple[float, float]:
         """Azimuth and elevation of the input camera in degrees, by crc32 of the object's id."""
@@ -91,12 +117,46 @@ class EvalProtocol:
 
     def novel_views(self, mesh: Mesh) -> Tensor:
         """(V, 3, S, S) unlit pictures over white of a mesh that is `placed`, its source camera at azimuth 0."""
-        cameras = self.around(self.novel_azimuths_deg)
-        return render_textured(mesh, cameras, self.image_size, supersample=self.supersample).composite(1.0)
+        return render_textured(mesh, self.novel_cameras, self.image_size, supersample=self.supersample).composite(1.0)
+
+    @property
+    def novel_cameras(self) -> Cameras:
+        """Of the novel views, about a mesh that is `placed`."""
+        distance, fov = self.novel_distance or self.camera_distance, self.novel_fov_deg or self.fov_deg
+        return orbit(self.novel_azimuths_deg, self.novel_elevation_deg, 2 * distance, fov)
 
     def around(self, azimuths_deg: Sequence[float], fov_deg: float | None = None) -> Cameras:
         """Cameras about a mesh that is `placed`, at these azimuths and the novel views' elevation, uncropped."""
         return orbit(azimuths_deg, self.novel_elevation_deg, 2 * self.camera_distance, fov_deg or self.fov_deg)
+
+    def true_shape(self, mesh: Mesh, seed: int) -> TrueShape:
+        """A true object, ready to be compared with several answers.
+
+        Raises:
+            MeshError: as `lrm.metrics.TrueShape.of`, or no camera sees it.
+        """
+        truth = TrueShape.of(mesh, seed, self.shape)
+        return truth if self.depth_points is None else replace(truth, points=self._seen(truth.mesh, self.depth_points))
+
+    def compare(self, answer: Mesh, truth: TrueShape) -> tuple[dict[str, float], Bools]:
+        """Shape scores of an answer in the world frame, and which cells of the truth's grid it fills.
+
+        Raises:
+            MeshError: the answer has no extent, no area, or no camera sees it.
+        """
+        if self.depth_points is None:
+            return score_shape_and_volume(answer, truth)
+        answer = placed(answer)
+        occupied = occupancy(answer, self.shape.grid)
+        surface = surface_scores(self._seen(answer, self.depth_points), truth.points, ())
+        return {"iou": overlap(occupied, truth.occupied), "chamfer": surface["chamfer"] / 2}, occupied
+
+    def compare_nothing(self) -> dict[str, float]:
+        """What `compare` says of an answer that is not there: no overlap, no hit, one longest side away."""
+        return score_nothing(self.shape) if self.depth_points is None else {"iou": 0.0, "chamfer": 1.0}
+
+    def _seen(self, mesh: Mesh, spacing: float) -> Floats:
+        return depth_points(mesh, self.novel_cameras, self.image_size, 2 * spacing)
 
 
 def seed_of(object_id: str) -> int:
@@ -116,36 +176,22 @@ class EvalObject:
     mesh: Mesh
 
     @classmethod
-    def read(cls, object_id: str, path: Path, texture_size: int = _TEXTURE_SIZE) -> EvalObject:
+    def read(cls, object_id: str, path: Path, texture_size: int = _TEXTURE_SIZE, up: str | None = None) -> EvalObject:
         """Read a mesh file; vertices that no face uses are dropped, since they would widen the box.
 
         Args:
+            path: as `train.datasets.find_objects` gives it.
             texture_size: texels per side at most, if it has pictures; larger ones are shrunk.
+            up: the axis of the file that is up; None for what `train.datasets` knows of it.
 
         Raises:
-            MeshError: as `train.texturedmesh.read_textured` and `lrm.metrics.placed`.
+            MeshError: as `train.datasets.read_object` and `lrm.metrics.placed`.
         """
-        mesh = only_used(read_textured(path, texture_size))
+        mesh = only_used(read_object(path, texture_size, up))
         try:
             return cls(object_id, path, placed(mesh))
         except MeshError as error:
             raise MeshError(f"{path}: {error}") from error
-
-
-def find_objects(folder: Path) -> dict[str, Path]:
-    """All mesh files below ``folder`` by id, sorted; two files with one stem are told apart by their suffix.
-
-    Raises:
-        SettingsError: no such folder, or no mesh files in it.
-    """
-    paths = find_meshes(folder) if folder.is_dir() else []
-    if not paths:
-        raise SettingsError(f"{folder}: expected a folder of mesh files (.glb, .obj, .ply ...), found none in it.")
-    stems = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
-    return {
-        stem if stems.count(stem) == 1 else path.relative_to(folder).as_posix(): path
-        for stem, path in zip(stems, paths, strict=True)
-    }
 
 
 def spread(objects: Mapping[str, Path], limit: int | None) -> dict[str, Path]:
@@ -154,6 +200,20 @@ def spread(objects: Mapping[str, Path], limit: int | None) -> dict[str, Path]:
     if limit is None or limit >= len(ids):
         return {name: objects[name] for name in ids}
     return {ids[index * len(ids) // limit]: objects[ids[index * len(ids) // limit]] for index in range(limit)}
+
+
+def check_numbers(limit: int | None, processes: int, up: str | None = None) -> None:
+    """Refuse a limit or a number of processes below 1, and an axis that is none.
+
+    Raises:
+        SettingsError: one of them is.
+    """
+    if limit is not None and limit < 1:
+        raise SettingsError(f"limit={limit}: expected at least 1 object.")
+    if processes < 1:
+        raise SettingsError(f"processes={processes}: expected at least 1.")
+    if up is not None:
+        Frame.upright(up)
 
 
 def true_mesh(mesh: Mesh, azimuth_deg: float) -> Mesh:
@@ -217,9 +277,8 @@ def prepare_trivial(
     hidden = set(test_ids)
     chosen = spread({k: v for k, v in find_objects(train).items() if k not in hidden}, protocol.train_objects)
     meshes = _readable(chosen, tell)
-    key = hashlib.sha256(
-        json.dumps([asdict(protocol), {k: path.stat().st_size for k, path in chosen.items()}]).encode()
-    ).hexdigest()
+    sizes = {k: path.stat().st_size for k, path in chosen.items()}
+    key = hashlib.sha256(json.dumps([_fitted_under(protocol), sizes]).encode()).hexdigest()
     processes = max(1, min(processes, len(meshes) // _WORTH_A_PROCESS))
     constants = _cached_constants(out / CONSTANTS_FILE, key)
     if constants is None:
@@ -250,6 +309,14 @@ def _example(named: tuple[str, Mesh], protocol: EvalProtocol) -> Example:
     name, mesh = named
     azimuth, elevation = protocol.viewpoint(name)
     return Example(protocol.look(mesh, azimuth, elevation), occupancy(true_mesh(mesh, azimuth), protocol.shape.grid))
+
+
+def _fitted_under(protocol: EvalProtocol) -> dict[str, Any]:
+    """What of a protocol decides the constants: how inputs are drawn, and the grid. Others may share the file."""
+    drawn = ("azimuth_deg", "elevation_deg", "fov_deg", "camera_distance", "image_size", "foreground_ratio", "light",
+             "supersample", "train_objects")  # fmt: skip
+    values = asdict(protocol)
+    return {key: values[key] for key in drawn} | {"grid": protocol.shape.grid}
 
 
 def _cached_constants(path: Path, key: str) -> Constants | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,26 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrm.field import Field
+from lrm.lpips import load_lpips
 from lrm.mesh import Mesh
-from lrm.metrics import (
-    Bools,
-    TrueShape,
-    bootstrap_intervals,
-    overlap,
-    placed,
-    psnr,
-    score_nothing,
-    score_shape_and_volume,
-    ssim,
-)
+from lrm.metrics import Bools, TrueShape, bootstrap_intervals, overlap, placed, psnr, ssim
 from lrm.volume import render
 from multiview.cameras import Cameras
 from multiview.files import write_json_whole
 
 from .baselines import TRIVIAL_ANSWERS, Bytes
 from .protocol import EvalProtocol, Trivial
+from .protocols import HEADLINES, WORDS
 
-OURS, SHUFFLED = "ours", "shuffled"
+OURS, PREDICTIONS, SHUFFLED = "ours", "predictions", "shuffled"
+MAIN_ANSWERS = (OURS, PREDICTIONS)
 METRICS_FILE = "metrics.json"
 FORMAT = 1
 _INPUT_VIEW_SIZE = 128  # pixels per side of the volume-rendered input view
@@ -46,9 +39,8 @@ _WORDS = {
     "pictures": "unlit vertex colours over nothing (input, RGBA) or white (novel views); supersampled rasteriser",
     "placed": "both meshes centred on the bounding box, longest side 2; truth turned by minus the azimuth",
     "aligned": "best of yaws x pitches by two-sided mean distance, then rigid ICP with pairs both ways; no scale",
-    "chamfer": "un-squared, mean of both directions; a missing mesh counts as 2",
     "interval": "95 %, percentile bootstrap over objects, 10,000 resamples, seed 0",
-    "shuffled": "iou of our answer to another object's picture: the one half the list further on",
+    "shuffled": "iou of the main answer to another object's picture: the one half the list further on",
     "seed": "crc32 of the object's id",
 }
 
@@ -60,7 +52,8 @@ class Scored:
     Attributes:
         row: for metrics.json.
         thumbs: five small pictures (T, T, 3) uint8 for the contact sheet: input, two views of ours, two of the truth.
-        truth, ours: filled cells of the grid, packed to bits; ours is None when the model was not asked.
+        truth, ours: filled cells of the grid, packed to bits, of the truth and of the main answer (the model's, or the
+            predictions); ours is None when there is none.
         failures: answers that failed, and why.
     """
 
@@ -106,20 +99,23 @@ class Lifted(Protocol):
 
 def score_answer(mesh: Mesh, truth: TrueShape, truth_views: Tensor, protocol: EvalProtocol) -> Marked:
     """All metrics of one answer."""
-    scores, volume = score_shape_and_volume(mesh, truth)
+    scores, volume = protocol.compare(mesh, truth)
     views = protocol.novel_views(placed(mesh))
-    return Marked(scores | _picture_scores(views, truth_views), views, volume)
+    return Marked(scores | _picture_scores(views, truth_views, protocol), views, volume)
 
 
 def score_failure(truth: TrueShape, truth_views: Tensor, protocol: EvalProtocol) -> Marked:
     """The same of an answer that is missing: no shape, white pictures."""
     views = torch.ones_like(truth_views)
-    scores = score_nothing(protocol.shape) | _picture_scores(views, truth_views)
+    scores = protocol.compare_nothing() | _picture_scores(views, truth_views, protocol)
     return Marked(scores, views, np.zeros_like(truth.occupied))
 
 
-def _picture_scores(views: Tensor, truth_views: Tensor) -> dict[str, float]:
-    return {"psnr": float(psnr(views, truth_views).mean()), "ssim": float(ssim(views, truth_views).mean())}
+def _picture_scores(views: Tensor, truth_views: Tensor, protocol: EvalProtocol) -> dict[str, float]:
+    scores = {"psnr": float(psnr(views, truth_views).mean()), "ssim": float(ssim(views, truth_views).mean())}
+    if protocol.lpips is not None:
+        scores["lpips"] = float(load_lpips(protocol.lpips)(views, truth_views).mean())
+    return scores
 
 
 def input_psnr(lifted: Lifted) -> float:
@@ -149,11 +145,11 @@ def white_psnr(picture: Bytes) -> float:
 
 
 def add_shuffled(scored: Sequence[Scored]) -> None:
-    """Write into each row what our answer to another object's picture is worth: ``shuffled``, its ``iou``.
+    """Write into each row what the main answer to another object's picture is worth: ``shuffled``, its ``iou``.
 
     The other object is the one half the list further on, so each picture is used once and none meets its own object. A
     model whose answer depends on the picture must lose by this. Nothing is done for fewer than two objects, or without
-    ours.
+    a main answer.
     """
     if len(scored) < 2 or any(one.ours is None for one in scored):
         return
@@ -165,24 +161,47 @@ def add_shuffled(scored: Sequence[Scored]) -> None:
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means and intervals by answer, over all objects and over watertight ones, and our lead over trivial answers.
+    """Means and intervals by answer, over all objects and over watertight ones, and the main answer's lead.
+
+    With predictions also over the objects that have one (``_answered``): what the others' marks of nothing hide.
 
     Args:
-        rows: at least one; the same answers in each.
+        rows: at least one; the same answers in each; ``failed`` names those that count as nothing.
     """
     closed = [row for row in rows if row["watertight"]]
-    names = [name for name in (OURS, *TRIVIAL_ANSWERS, SHUFFLED) if name in rows[0]]
+    names = [name for name in (*MAIN_ANSWERS, *TRIVIAL_ANSWERS, SHUFFLED) if name in rows[0]]
+    main = main_answer(names)
     return {
+        "main": main,
         "count": len(rows),
         "mean": {name: _means(rows, name) for name in names},
         "interval_95": {name: _intervals(rows, name) for name in names},
         "count_watertight": len(closed),
         "mean_watertight": {name: _means(closed, name) for name in names} if closed else {},
         "interval_95_watertight": {name: _intervals(closed, name) for name in names} if closed else {},
-        "lead": {key: lead for key in ("iou", "fscore_0.1") if (lead := _lead(rows, names, key))},
-        "shuffled_drop": _difference(rows, SHUFFLED, "iou") if SHUFFLED in names else {},
+        "lead": {key: lead for key in ("iou", "fscore_0.1") if (lead := _lead(rows, names, main, key))},
+        "shuffled_drop": _difference(rows, main, SHUFFLED, "iou") if SHUFFLED in names and main else {},
         "worth": _worth(rows) if OURS in names else {},
+    } | (_answered(rows, names) if PREDICTIONS in names else {})
+
+
+def main_answer(names: Iterable[str]) -> str | None:
+    """The answer that sheets, leads and shuffled pictures are about: the model's if it was asked, else predictions."""
+    return next((name for name in MAIN_ANSWERS if name in set(names)), None)
+
+
+def _answered(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """The means over the objects that have a prediction that can be used; and how predictions compare with ours."""
+    there = [row for row in rows if PREDICTIONS not in row.get("failed", ())]
+    told = {
+        "count_answered": len(there),
+        "mean_answered": {name: _means(there, name) for name in names} if there else {},
+        "interval_95_answered": {name: _intervals(there, name) for name in names} if there else {},
     }
+    if OURS in names:
+        keys = [key for key in _keys(rows, PREDICTIONS) if key in rows[0][OURS]]
+        told["predictions_less_ours"] = {key: _difference(rows, PREDICTIONS, OURS, key) for key in keys}
+    return told
 
 
 def _worth(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -220,41 +239,62 @@ def _intervals(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, list[f
     return dict(zip(_keys(rows, name), bootstrap_intervals(_values(rows, name)).tolist(), strict=True))
 
 
-def _lead(rows: Sequence[Mapping[str, Any]], names: Sequence[str], key: str) -> dict[str, Any] | None:
-    """By how much ours is above the best trivial answer, object by object."""
+def _lead(rows: Sequence[Mapping[str, Any]], names: Sequence[str], main: str | None, key: str) -> dict[str, Any] | None:
+    """By how much the main answer is above the best trivial answer, object by object."""
     trivial = [name for name in names if name in TRIVIAL_ANSWERS]
-    if OURS not in names or not trivial or key not in rows[0][OURS]:
+    if main is None or not trivial or key not in rows[0][main]:
         return None
     best = max(trivial, key=lambda name: _means(rows, name)[key])
-    return {"over": best} | _difference(rows, best, key)
+    return {"over": best} | _difference(rows, main, best, key)
 
 
-def _difference(rows: Sequence[Mapping[str, Any]], other: str, key: str) -> dict[str, Any]:
-    """By how much ours is above another answer, object by object, with its interval."""
-    difference = np.array([[row[OURS][key] - row[other][key]] for row in rows])
+def _difference(rows: Sequence[Mapping[str, Any]], one: str, other: str, key: str) -> dict[str, Any]:
+    """By how much one answer is above another, object by object, with its interval."""
+    difference = np.array([[row[one][key] - row[other][key]] for row in rows])
     return {"by": float(difference.mean()), "interval_95": bootstrap_intervals(difference)[0].tolist()}
 
 
 def table(record: Mapping[str, Any]) -> str:
     """The means of metrics.json as a short table for people."""
-    keys = [key for key in ("iou", "fscore_0.1", "fscore_0.2", "fscore_0.5", "chamfer", "iou_aligned",
-                            "fscore_0.1_aligned", "psnr", "ssim", "input_psnr", "seconds")
-            if any(key in means for means in record["mean"].values())]  # fmt: skip
-    lines = [["", *keys]]
-    for name, means in record["mean"].items():
-        low, high = record["interval_95"][name]["iou"]
-        cells = [f"{means[key]:.3f}" if key in means else "-" for key in keys]
-        lines.append([name, f"{cells[0]} [{low:.3f}, {high:.3f}]", *cells[1:]])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    lines = _table_lines(record, "mean", "interval_95")
+    main = record.get("main") or OURS
     for key, lead in record["lead"].items():
-        low, high = lead["interval_95"]
-        rows.append(f"{key}: ours is {lead['by']:+.3f} [{low:+.3f}, {high:+.3f}] from {lead['over']}")
+        lines.append(f"{key}: {_told_difference(main, lead)} from {lead['over']}")
     if drop := record["shuffled_drop"]:
-        low, high = drop["interval_95"]
-        rows.append(f"iou: ours is {drop['by']:+.3f} [{low:+.3f}, {high:+.3f}] from answers to other objects' pictures")
-    rows += [f"{key}: rank correlation {value:.2f} with the true IoU" for key, value in record["worth"].items()]
-    return "\n".join(rows)
+        lines.append(f"iou: {_told_difference(main, drop)} from answers to other objects' pictures")
+    for key in ("iou", "chamfer", "chamfer_aligned"):
+        if key in record.get("predictions_less_ours", {}):
+            lines.append(f"{key}: {_told_difference(PREDICTIONS, record['predictions_less_ours'][key])} from ours")
+    lines += [f"{key}: rank correlation {value:.2f} with the true IoU" for key, value in record["worth"].items()]
+    if 0 < record.get("count_answered", record["count"]) < record["count"]:
+        lines += [f"over the {record['count_answered']} of {record['count']} objects that have a prediction:"]
+        lines += _table_lines(record, "mean_answered", "interval_95_answered")
+    return "\n".join(lines)
+
+
+_COLUMNS = ("iou", "fscore_0.1", "fscore_0.2", "fscore_0.5", "chamfer", "iou_aligned", "fscore_0.1_aligned",
+            "psnr", "ssim", "lpips", "input_psnr", "seconds")  # fmt: skip
+
+
+def _table_lines(record: Mapping[str, Any], means: str, intervals: str) -> list[str]:
+    """A line for each answer; the protocol's own keys first, IoU with its interval."""
+    own = HEADLINES.get(record.get("protocol", {}).get("name", OURS), ())
+    columns = _COLUMNS if own == HEADLINES["ours"] else (*own, *(key for key in _COLUMNS if key not in own))
+    keys = [key for key in columns if any(key in values for values in record[means].values())]
+    lines = [["", *keys]]
+    for name, values in record[means].items():
+        cells = [f"{values[key]:.3f}" if key in values else "-" for key in keys]
+        if keys and keys[0] in values:
+            low, high = record[intervals][name][keys[0]]
+            cells[0] += f" [{low:.3f}, {high:.3f}]"
+        lines.append([name, *cells])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def _told_difference(name: str, difference: Mapping[str, Any]) -> str:
+    low, high = difference["interval_95"]
+    return f"{name} {'are' if name == PREDICTIONS else 'is'} {difference['by']:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 # metrics.json.
@@ -267,8 +307,9 @@ def write_metrics(
     protocol: EvalProtocol,
     out: Path,
     *,
-    data: Path,
+    data: Mapping[str, Any],
     model: Mapping[str, Any],
+    predictions: Mapping[str, Any] | None,
     sheets: Sequence[str],
     began: float,
     fitted: float,
@@ -278,16 +319,19 @@ def write_metrics(
     Args:
         scored: at least one object.
         skipped: ``id`` and ``error`` of each truth that could not be used.
-        data: folder of the true meshes, as the user gave it.
+        data: what to write down about the true objects, JSON values; ``data`` is their folder, as the user gave it.
         model: what to write down about the model, JSON values.
+        predictions: likewise, about another program's meshes; None where there are none.
         sheets: file names of the contact sheets.
         began, fitted: `time.perf_counter` at the start of the run, and when the trivial answers were ready.
 
     Raises:
         OutputError: the file cannot be written.
     """
+    told = {"headline": list(HEADLINES.get(protocol.name, ()))} | _WORDS | WORDS.get(protocol.name, {})
     record = {
-        "format": FORMAT, "data": str(data), "model": dict(model), "protocol": asdict(protocol) | _WORDS,
+        "format": FORMAT, **data, "model": dict(model), "protocol": asdict(protocol) | told,
+        **({} if predictions is None else {"predictions": dict(predictions)}),
         **summarize([s.row for s in scored]),
         "left_out": dict(trivial.left_out),
         "constants": _told_constants(trivial),

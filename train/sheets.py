@@ -17,7 +17,7 @@ from multiview.files import written_whole
 
 from .baselines import Bytes
 from .protocol import EvalProtocol
-from .scorecard import OURS, Scored
+from .scorecard import OURS, Scored, main_answer
 
 SHEET_FILE = "sheet.png"
 _THUMB, _CAPTION, _COLUMNS, _ROWS = 96, 14, 3, 12
@@ -30,8 +30,8 @@ _CHOSEN_AZIMUTHS = {"front": 0.0, "side": 90.0, "behind": 180.0}  # from the inp
 
 
 def write_sheets(scored: Sequence[Scored], out: Path) -> list[str]:
-    """Draw input, ours and truth (two novel views each) of every object, the best IoU first; gives the file names."""
-    ordered = sorted(scored, key=lambda s: -s.row[OURS]["iou"])
+    """Draw input, main answer and truth (two novel views each) of all objects, best IoU first; gives the file names."""
+    ordered = sorted(scored, key=lambda s: -s.row[_main(s)]["iou"])
     per_page, names = _COLUMNS * _ROWS, []
     for stale in out.glob("sheet-*.png"):  # of an earlier, longer run
         stale.unlink()
@@ -41,6 +41,11 @@ def write_sheets(scored: Sequence[Scored], out: Path) -> list[str]:
         write_picture(_sheet(ordered[start : start + per_page]), out / name)
         names.append(name)
     return names
+
+
+def _main(one: Scored) -> str:
+    """The answer that the sheets show."""
+    return main_answer(one.row) or OURS
 
 
 def _sheet(scored: Sequence[Scored]) -> Bytes:
@@ -61,7 +66,7 @@ def _sheet(scored: Sequence[Scored]) -> Bytes:
 
 def _caption(one: Scored) -> str:
     """IoU and id, in letters that Pillow's own font has."""
-    return f"{one.row[OURS]['iou']:.3f}  {one.row['id']}".encode("ascii", "replace").decode()
+    return f"{one.row[_main(one)]['iou']:.3f}  {one.row['id']}".encode("ascii", "replace").decode()
 
 
 def thumbs(picture: Bytes, our_views: Tensor | None, truth_views: Tensor) -> list[Bytes]:
@@ -94,7 +99,7 @@ def _pixels(view: Tensor) -> Bytes:
 
 
 def write_chosen_sheets(scored: Sequence[Scored], out: Path, protocol: EvalProtocol) -> list[str]:
-    """Draw the ten best, median and worst objects by our IoU: input | front, side, behind of ours | of the truth.
+    """Draw the ten best, median and worst objects by IoU: input | front, side, behind of the answer | of the truth.
 
     The meshes and inputs that were written to OUT are drawn. With fewer than thirty objects the sheets overlap.
 
@@ -104,22 +109,23 @@ def write_chosen_sheets(scored: Sequence[Scored], out: Path, protocol: EvalProto
     Raises:
         OutputError: a file cannot be written.
     """
-    ordered = sorted(scored, key=lambda s: -s.row[OURS]["iou"])
+    ordered = sorted(scored, key=lambda s: -s.row[_main(s)]["iou"])
     count = min(_CHOSEN, len(ordered))
     middle = (len(ordered) - count) // 2
     drawn: dict[int, list[Bytes]] = {}  # by place in the order: an object may be on several sheets
     for name, first in zip(_CHOSEN_FILES, (0, middle, len(ordered) - count), strict=True):
         places = range(first, first + count)
         drawn |= {i: _chosen_pictures(ordered[i], out, protocol) for i in places if i not in drawn}
-        write_picture(_chosen_sheet([(_caption(ordered[i]), drawn[i]) for i in places]), out / name)
+        rows = [(_caption(ordered[i]), drawn[i]) for i in places]
+        write_picture(_chosen_sheet(rows, _main(ordered[0])), out / name)
     return list(_CHOSEN_FILES)
 
 
-def _chosen_sheet(objects: Sequence[tuple[str, Sequence[Bytes]]]) -> Bytes:
+def _chosen_sheet(objects: Sequence[tuple[str, Sequence[Bytes]]], main: str) -> Bytes:
     """Rows of seven cells, each row under its caption, the columns named above."""
     from PIL import Image, ImageDraw, ImageFont
 
-    columns = ["input", *(f"{whose}, {side}" for whose in ("ours", "truth") for side in _CHOSEN_AZIMUTHS)]
+    columns = ["input", *(f"{whose}, {side}" for whose in (main, "truth") for side in _CHOSEN_AZIMUTHS)]
     height = _CELL + _HEAD
     page = Image.new("RGB", (len(columns) * _CELL, len(objects) * height + _HEAD), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(20)
@@ -142,9 +148,10 @@ def _chosen_pictures(one: Scored, out: Path, protocol: EvalProtocol) -> list[Byt
     with Image.open(out / "inputs" / f"{one.row['id']}.png") as picture:
         pictures = [_over_grey(np.asarray(picture))]
     cameras = protocol.around(tuple(_CHOSEN_AZIMUTHS.values()), _CHOSEN_FOV_DEG)
-    failed = any(failure["answer"] == OURS for failure in one.failures)
-    for answer in (OURS, "truth"):
-        if answer == OURS and failed:
+    main = _main(one)
+    failed = any(failure["answer"] == main for failure in one.failures)
+    for answer in (main, "truth"):
+        if answer == main and failed:
             pictures += [np.full((_CELL, _CELL, 3), 255, np.uint8)] * len(cameras)
             continue
         mesh = placed(read_mesh(out / "meshes" / answer / f"{one.row['id']}.glb"))

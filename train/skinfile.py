@@ -282,9 +282,13 @@ def _obj_part(uvs: Floats, material: _ObjMaterial, texture: Texture) -> _Part:
 
 
 def _picture_file(folder: Path, name: str) -> Path:
-    """Where the MTL file says, or beside it under the same name: many hold paths of the machine they were made on."""
+    """Where the MTL file says, or under the same name beside it or in the folder that Gazebo's models keep theirs in.
+
+    Many MTL files hold paths of the machine they were made on; those of Google Scanned Objects name the picture alone.
+    """
     said = folder / name.replace("\\", "/")
-    return said if said.is_file() else folder / said.name
+    places = (said, folder / said.name, folder.parent / "materials" / "textures" / said.name)
+    return next((place for place in places if place.is_file()), places[1])
 
 
 def _parsed_mtl(text: str) -> dict[str, _ObjMaterial]:
