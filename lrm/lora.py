@@ -31,7 +31,8 @@ class LoraConfig:
     Attributes:
         rank: inner width of the two matrices.
         alpha: their product counts alpha / rank.
-        targets: last names of the linear layers that get one; empty for those that a family names, its attention's.
+        targets: last names of the linear layers that get one, such as ``query`` or ``to_out.0``; empty for those that a
+            family names, its attention's.
     """
 
     rank: int = 8
@@ -98,7 +99,7 @@ def add_lora(network: nn.Module, config: LoraConfig) -> list[str]:
     if config.rank < 1:
         raise SettingsError(f"lora.rank={config.rank}: expected at least 1.")
     linear = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
-    chosen = [name for name in linear if name.split(".")[-1] in config.targets]
+    chosen = [name for name in linear if f".{name}".endswith(tuple(f".{target}" for target in config.targets))]
     if not chosen:
         there = sorted({name.split(".")[-1] for name in linear if not name.split(".")[-1].isdigit()})
         raise SettingsError(

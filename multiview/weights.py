@@ -89,6 +89,9 @@ def _as_type(hint: Any, value: Any, where: str) -> Any:
             raise WeightsError(f"{where}: expected one of {typing.get_args(hint)}, found {value!r}.")
         return value
     kinds = typing.get_args(hint) if origin in (typing.Union, types.UnionType) else (hint,)
+    lists = [kind for kind in kinds if typing.get_origin(kind) is tuple]
+    if lists and value is not None:  # a list or nothing
+        return _as_type(lists[0], value, where)
     if float in kinds and not isinstance(value, bool) and _is_number(value):
         return float(value)
     plain = tuple(k for k in kinds if isinstance(k, type))

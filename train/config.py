@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -14,6 +15,7 @@ from multiview.errors import SettingsError, TriliftError
 from multiview.weights import config_from_dict
 
 from .guards import GuardConfig
+from .posed import ReadFlags
 
 C = TypeVar("C", bound="RunConfig")
 
@@ -63,6 +65,49 @@ class RunConfig:
             )
 
 
+@dataclass(frozen=True)
+class DataFolder:
+    """A folder of posed pictures; in a recipe ``DIR`` or ``{path: DIR, up: y, look_at: [0, 0, 0], order: [1, 0]}``.
+
+    Attributes:
+        path: the folder.
+        read: how its poses are meant, where that is not what the layout says.
+    """
+
+    path: str
+    read: ReadFlags = field(default_factory=ReadFlags)
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """Those of `ReadFlags` that are lists where they are anything."""
+
+    look_at: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    order: tuple[int, ...] = ()
+
+
+def data_folder(value: Any, where: str) -> DataFolder:
+    """An entry of a recipe's ``data`` as a `DataFolder`.
+
+    Args:
+        value: a path, or a mapping of ``path`` and fields of `ReadFlags`.
+        where: what to call the recipe's place in an error.
+
+    Raises:
+        SettingsError: neither, or a flag's value is out of range.
+        WeightsError: an unknown flag, or one of a wrong type.
+    """
+    if isinstance(value, str):
+        return DataFolder(value)
+    if not isinstance(value, dict) or not isinstance(value.get("path"), str):
+        raise SettingsError(f"{where}: expected a folder, or {{path: FOLDER, up: y, ...}}, found {str(value)[:60]!r}.")
+    lists = {"look_at", "order"} & {name for name, given in value.items() if given is not None}
+    given = config_from_dict(_Lists, {name: value[name] for name in lists}, where)
+    plain = {name: item for name, item in value.items() if name not in ("path", "look_at", "order")}
+    flags = config_from_dict(ReadFlags, plain, where)
+    return DataFolder(value["path"], replace(flags, **{name: getattr(given, name) for name in lists}))
+
+
 def recipe_values(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a YAML recipe as plain values; ``overrides`` are ``key=value`` or ``part.key=value`` with YAML values.
 
@@ -95,13 +140,19 @@ def recipe_values(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
 
 
 def read_config(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
-    """`recipe_values` as a typed config.
+    """`recipe_values` as a typed config; lists of `DataFolder` may have plain paths in them.
 
     Raises:
         SettingsError: see `recipe_values`, or a value out of range.
         WeightsError: an unknown key or a value of a wrong type.
     """
-    return config_from_dict(kind, recipe_values(path, overrides), str(path))
+    values = recipe_values(path, overrides)
+    folders: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        if hint == tuple[DataFolder, ...] and isinstance(values.get(name), list):
+            folders[name] = tuple(data_folder(entry, f"{path}: {name}") for entry in values[name])
+            values[name] = [{"path": folder.path} for folder in folders[name]]
+    return replace(config_from_dict(kind, values, str(path)), **folders)
 
 
 def run_command(main: Callable[[], int]) -> int:

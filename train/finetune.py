@@ -29,7 +29,8 @@ from multiview.weights import config_from_dict
 
 from .bases import load_base
 from .batches import Augment
-from .config import RunConfig
+from .config import DataFolder, RunConfig
+from .features import load_features
 from .guards import GuardConfig, render_problem
 from .optim import Muon, parameter_groups
 from .posed import ReadFlags
@@ -43,7 +44,7 @@ from .posedbatches import (
     stack_samples,
 )
 from .preview import write_posed_preview
-from .renderloss import RenderWeights, over, patch_losses, point_losses, render_patches
+from .renderloss import RenderWeights, over, patch_losses, point_losses, ramp, render_patches
 from .tiny import freeze
 from .trainer import BaseTrainer, BatchMaker, batch_length, plain_copy
 
@@ -70,8 +71,8 @@ class FinetuneConfig(RunConfig):
         train: ``all``, ``decoder`` for the field's decoder alone, or ``lora`` for low-rank adapters.
         freeze: names of parts that stay as they are, such as ``vit``.
         lora: the adapters.
-        read: how the poses of posed pictures are meant, where that is not what their layout says; ``train.check``
-            names the flag that mends them.
+        read: how the poses of posed pictures are meant, where that is not what their layout says and no entry of
+            ``data`` says it itself (``{path: DIR, up: y}``); ``train.check`` names the flag that mends them.
         recrop: crop conditioning pictures to the object as inference crops photos; for one-photo families.
         sample: what is taken of an object. ``input_views`` is 1 for one-photo families whatever it says.
         samples_per_ray: of rendered patches.
@@ -82,10 +83,10 @@ class FinetuneConfig(RunConfig):
     """
 
     family: Literal["triposr", "openlrm", "instantmesh"]
-    data: tuple[str, ...]
+    data: tuple[DataFolder, ...]
     data_weights: tuple[float, ...] = ()
     val: str = ""
-    rehearsal: tuple[str, ...] = ()
+    rehearsal: tuple[DataFolder, ...] = ()
     rehearsal_share: float = 0.25
     init: str = ""
     network: dict[str, Any] = field(default_factory=dict)
@@ -122,8 +123,11 @@ class FinetuneConfig(RunConfig):
             raise SettingsError(
                 f"train={self.train} needs init: a network with random weights is worth training whole."
             )
-        if self.loss.features and not self.init:
-            raise SettingsError("loss.features compares pictures by init's own image encoder, but there is no init.")
+        if self.loss.features and not (self.init or self.loss.feature_weights):
+            raise SettingsError(
+                "loss.features compares pictures by init's own image encoder, but there is no init. Give one, or files "
+                "of VGG16 with LPIPS or of a DINO: loss.feature_weights=[FILE]."
+            )
         low, high = self.sample.input_views
         if not 1 <= low <= high:
             raise SettingsError(f"sample.input_views={[low, high]}: expected fewest and most, at least 1.")
@@ -167,8 +171,13 @@ class PosedBatches(BatchMaker[FinetuneConfig, PosedBatch]):
     def __init__(self, config: FinetuneConfig, share: tuple[int, int], world: World) -> None:
         super().__init__(config, share)
         self.world = world
-        self.sources = [open_source(folder, config.augment, config.read) for folder in config.data]
-        self.rehearsal = [open_source(folder, config.augment, config.read) for folder in config.rehearsal]
+        self.sources, self.rehearsal = (
+            [
+                open_source(one.path, config.augment, config.read if one.read == ReadFlags() else one.read)
+                for one in some
+            ]
+            for some in (config.data, config.rehearsal)
+        )
         self.chances = np.array(config.data_weights or [1.0] * len(config.data))
 
     def objects(self, step: int) -> int:
@@ -264,7 +273,9 @@ class FinetuneTrainer(BaseTrainer[FinetuneConfig, PosedBatch]):
         config = self.config
         self.model, self.origin = start_model(config)
         self.world = family_world(self.model.network.config, config.family, config.recrop)
-        if config.loss.features:
+        if config.loss.features and config.loss.feature_weights:
+            self.encoder = load_features(config.loss.feature_weights).to(self.accelerator.device)
+        elif config.loss.features:
             self.encoder = plain_copy(self.model.network.vit).to(self.accelerator.device)
         network: nn.Module = self.model.network
         return network.requires_grad_(True)
@@ -320,8 +331,7 @@ class FinetuneTrainer(BaseTrainer[FinetuneConfig, PosedBatch]):
 
     def _ramp(self) -> float:
         """How much of ``loss.features`` counts now."""
-        low, high = (share * self.config.steps for share in self.config.features_ramp)
-        return min(1.0, max(0.0, (self.step - low) / max(1e-9, high - low)))
+        return ramp(self.step, self.config.steps, self.config.features_ramp)
 
     def _object_losses(self, planes: Tensor, batch: PosedBatch, index: int) -> dict[str, Tensor]:
         field_ = self.field(planes, float(batch.elevation[index]))
@@ -345,8 +355,11 @@ class FinetuneTrainer(BaseTrainer[FinetuneConfig, PosedBatch]):
         )  # fmt: skip
 
     def _feature_error(self, made: Tensor, truth: Tensor) -> Tensor:
-        """One less the cosine of the published encoder's tokens, of patches (T, 3, P, P)."""
+        """As ``loss.feature_weights`` say, or one less the cosine of the published encoder's tokens; (T, 3, P, P)."""
         assert self.encoder is not None
+        if self.config.loss.feature_weights:
+            found: Tensor = self.encoder(made, truth)
+            return found
         prepare = (lambda x: x) if self.family == "openlrm" else normalize_imagenet
         with torch.no_grad():
             wanted = self.encoder(prepare(truth))

@@ -18,6 +18,7 @@ _NORMS = 100  # gradient norms that are remembered
 _ENOUGH = 20  # of them, before one can be called a spike
 _EMPTY_SHARE = 0.1  # of the truth's mean opacity; below it a render counts as empty
 _WHITE, _NOT_WHITE = 0.97, 0.9  # mean colour of a white render, of truth that is not white
+_NO_GROUND = 0.6  # mean beside the object; below it there is no white background
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,32 @@ def render_problem(color: Tensor, opacity: Tensor, truth: Tensor) -> str | None:
             f"renders are white: their mean colour on the object is {white:.3f}, that of the pictures {wanted:.3f}. "
             "Lower learning_rate, or raise loss.color."
         )
+    return None
+
+
+def view_problem(made: Tensor, truth: Tensor, alpha: Tensor) -> str | None:
+    """A sentence when views that a generator drew over white are white, or stand before no white at all.
+
+    Args:
+        made, truth: (V, 3, H, W) in [0, 1], the truth as the same decoder gives it back.
+        alpha: (V, 1, H, W) of the truth.
+    """
+    inside, outside = (alpha > 0.5).expand_as(made), (alpha < 0.1).expand_as(made)
+    if not inside.any():
+        return None
+    white, wanted = float(made[inside].mean()), float(truth[inside].mean())
+    if white > _WHITE and wanted < _NOT_WHITE:
+        return (
+            f"views are white: their mean colour on the object is {white:.3f}, that of the pictures {wanted:.3f}. "
+            "Lower learning_rate, or check with python -m train.check DATA that the pictures show the object."
+        )
+    if outside.any():
+        beside, usual = float(made[outside].mean()), float(truth[outside].mean())
+        if usual > _NOT_WHITE and beside < _NO_GROUND:
+            return (
+                f"views have no white background: their mean beside the object is {beside:.2f}, that of the pictures "
+                f"{usual:.2f}. The network may have died; lower learning_rate."
+            )
     return None
 
 

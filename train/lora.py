@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lrm.lora import load_adapter, merge_lora, read_adapter_config
 from multiview.devices import DTYPES
@@ -33,11 +35,27 @@ def merge_folder(adapter: Path, out: Path, base: str = "", dtype: str = "fp32") 
     name = base or read_adapter_config(adapter)[1]
     if not name:
         raise SettingsError(f"{adapter}: does not say which model it was trained on. Give --base.")
-    model, origin = load_base(name)
-    load_adapter(model.network, adapter)
-    merge_lora(model.network)
-    model.save(out, {**origin, "name": out.name, "adapter": str(adapter)}, DTYPES[dtype])
+    if is_view_generator(name):
+        from .viewtuning import load_view_base
+
+        model, origin = load_view_base(name)
+        # Their adapters sit on the UNet, whose numbers may lie in a mapped file.
+        carrier: Any = copy.deepcopy(model.network.unet)
+        model.network.unet, save = carrier, model.save_pretrained
+    else:
+        model, origin = load_base(name)
+        carrier, save = model.network, model.save
+    load_adapter(carrier, adapter)
+    merge_lora(carrier)
+    save(out, {**origin, "name": out.name, "adapter": str(adapter)}, DTYPES[dtype])
     return name
+
+
+def is_view_generator(name: str) -> bool:
+    """Whether a base makes views, and so is loaded otherwise."""
+    from trilift.generators import is_generator
+
+    return is_generator(name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="in the file")
     args = parser.parse_args(argv)
     name = merge_folder(args.adapter, args.out, args.base, args.dtype)
-    print(f"{args.out}: {name} with {args.adapter}; trilift lift photo.png --model {args.out}")
+    option = "--views" if is_view_generator(str(args.out)) else "--model"
+    print(f"{args.out}: {name} with {args.adapter}; trilift lift photo.png {option} {args.out}")
     return 0
 
 

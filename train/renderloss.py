@@ -28,7 +28,9 @@ class RenderWeights:
         color: squared error of the colour over the background.
         mask: squared error of opacity against alpha.
         gradient: absolute error of differences of pixels 1, 2 and 4 apart.
-        features: one less the cosine of what the model's own image encoder, as published, sees in render and truth.
+        features: how different render and truth look to a network: one less the cosine of what the model's own image
+            encoder, as published, sees in them, or as ``feature_weights`` say.
+        feature_weights: files of that network, see `train.features.load_features`; empty for the model's own encoder.
         points: cross-entropy of inside or outside at labelled points, where there are some.
         surface: absolute error of the colour at surface points, likewise.
     """
@@ -37,8 +39,15 @@ class RenderWeights:
     mask: float = 0.5
     gradient: float = 0.2
     features: float = 0.0
+    feature_weights: tuple[str, ...] = ()
     points: float = 0.1
     surface: float = 0.1
+
+
+def ramp(step: int, steps: int, shares: tuple[float, float]) -> float:
+    """How much of a part of the loss counts at a step: 0 before the first share of the run, 1 from the second on."""
+    low, high = (share * steps for share in shares)
+    return min(1.0, max(0.0, (step - low) / max(1e-9, high - low)))
 
 
 def _chunked(function: Callable[..., tuple[Tensor, ...]], chunk_size: int, *inputs: Tensor) -> tuple[Tensor, ...]:

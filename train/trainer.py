@@ -257,8 +257,9 @@ class BaseTrainer(ABC, Generic[C, B]):
         return float(norm) if norm is not None else 0.0
 
     def _update(self, learning_rate: float) -> None:
+        """Step the optimiser; a group may say in ``lr_scale`` how much faster than the others it learns."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lrm.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adapter, merge_lora, read_adapter_config
 from multiview.devices import CPU, pick_device, pick_dtype
 from multiview.errors import SettingsError, TriliftError, WeightsError
 from multiview.hub import NoSuchFileError, cached_file, hub_file, remembered_sha256
@@ -76,6 +78,7 @@ class GeneratorFiles:
         revision: commit, when they come from the hub.
         options: what the files do not say themselves; for `StoredGenerator.load`.
         row: of the registry: by name, by repository, or by the sum.
+        adapter: folder of an adapter that is merged into the UNet when it is loaded, or None.
     """
 
     family: GeneratorFamily
@@ -84,6 +87,7 @@ class GeneratorFiles:
     revision: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     row: registry.WeightSet | None = None
+    adapter: Path | None = None
 
     @property
     def config(self) -> Path | None:
@@ -196,7 +200,7 @@ def family_of(source: registry.Source) -> GeneratorFamily | None:
     if row is not None:
         return find_generator(row.family) if row.stage == "views" else None
     if source.path is not None:
-        return generator_at(source.path)
+        return family_of(_base_of(source.path)) if _is_adapter(source.path) else generator_at(source.path)
     assert source.repository is not None, "a source is a path or a repository"
     return _family_in_cache(source.repository)
 
@@ -213,6 +217,16 @@ def _family_in_cache(repository: str) -> GeneratorFamily | None:
             folder = found.path.parents[name.count("/")]
             return generator_at(folder)
     return None
+
+
+def _is_adapter(path: Path) -> bool:
+    """Whether a folder holds the files of an adapter alone."""
+    return (path / ADAPTER_CONFIG).is_file() and not (path / CONFIG_FILE).is_file()
+
+
+def _base_of(adapter: Path) -> registry.Source:
+    """What an adapter was trained on."""
+    return registry.resolve(read_adapter_config(adapter)[1])
 
 
 def refuse_reconstruction(source: registry.Source) -> None:
@@ -255,6 +269,8 @@ def fetch_generator(source: registry.Source, revision: str | None, on_note: OnNo
         SettingsError: a reconstruction model, or a revision of something that is not on the hub.
         WeightsError: nothing there that looks like a generator, or whatever `multiview.hub.hub_file` raises.
     """
+    if source.path is not None and _is_adapter(source.path):
+        return replace(fetch_generator(_base_of(source.path), None, on_note), adapter=source.path)
     refuse_reconstruction(source)
     if source.repository is not None:
         return _fetch(source, source.repository, revision, on_note)
@@ -410,12 +426,30 @@ def build_generator(files: GeneratorFiles, device: torch.device, dtype: torch.dt
         WeightsError: the files are damaged or do not fit.
         SettingsError: the files do not say what they must, or contradict what was said.
     """
+    if files.adapter is not None:
+        return _build_adapted(files, files.adapter, device, dtype)
     name = files.row.name if files.row is not None else files.source.name
     return files.family.load().load(files.place, name=name, device=device, dtype=dtype, **files.options)
 
 
+def _build_adapted(files: GeneratorFiles, adapter: Path, device: torch.device, dtype: torch.dtype) -> StoredGenerator:
+    """The base in fp32, the adapter merged into its UNet, and only then the number format that was asked for."""
+    model: Any = build_generator(replace(files, adapter=None), CPU, torch.float32)
+    model.network.unet = copy.deepcopy(model.network.unet)  # the file of the base may be mapped
+    load_adapter(model.network.unet, adapter)
+    merge_lora(model.network.unet)
+    model.network.requires_grad_(False)
+    model.name = f"{model.name}+{adapter.name}"
+    return model.to(device, dtype)
+
+
 def generator_record(files: GeneratorFiles) -> WeightsRecord:
     """What is written down of a generator's weights: the table's word where it knows them, else their folder's own."""
+    if files.adapter is not None:
+        base = generator_record(replace(files, adapter=None))
+        sums_of_both = f"{base.sha256} {file_sha256(files.adapter / ADAPTER_WEIGHTS)}"
+        joined = hashlib.sha256(sums_of_both.encode()).hexdigest()
+        return replace(base, name=f"{base.name}+{files.adapter.name}", sha256=joined)
     model = files.family.load()
     weights = model.weight_files(files.place, **files.options)
     sums = [remembered_sha256(file) for file in weights]

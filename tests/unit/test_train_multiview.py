@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 pytest.importorskip("embreex", reason="embreex is in the extra train")
 
@@ -23,6 +24,7 @@ from multiview.ring import ring_cameras
 from multiview.tinyviews import TinyViewsConfig, TinyViewsNetwork, save_network
 from train.batches import Augment, PackedData, PointCounts, transformed, upright_frame
 from train.batches import make_batch as make_object_batch
+from train.guards import GuardConfig
 from train.made import main as made
 from train.multiview import (
     RingData,
@@ -30,7 +32,6 @@ from train.multiview import (
     ViewsTrainer,
     gradient_energy,
     main,
-    make_batch,
     read_views_recipe,
     validate,
     view_scores,
@@ -42,6 +43,8 @@ from train.render import crop_camera
 from train.rings import main as rings
 from train.rings import ring_truth
 from train.ringviews import RingViews, spoilt
+from train.tinyviews import RingBatches, RowChoice
+from train.trainer import start
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = TinyConfig(
@@ -116,21 +119,48 @@ def config(packed: Path, **changes: Any) -> ViewsTrainConfig:
     return replace(usual, **changes)
 
 
-def test_the_step_decides_all_that_is_in_a_batch(packed: Path) -> None:
-    sources, chosen = [RingData(packed / "rings")], config(packed)
-    first, again, other = (make_batch(sources, chosen, step, (0, 1)) for step in (3, 3, 4))
+def test_the_step_and_the_retry_decide_all_that_is_in_a_batch(packed: Path) -> None:
+    maker = RingBatches(config(packed), (0, 1))
+    first, again, other, retried = maker(3), maker(3), maker(4), maker(3, 1)
     assert torch.equal(first.noise, again.noise) and torch.equal(first.rings, again.rings)
     assert not torch.equal(first.noise, other.noise)
+    assert not torch.equal(first.noise, retried.noise)
+
+
+def test_two_processes_share_the_batch_that_one_has(packed: Path) -> None:
+    chosen = config(packed, batch_size=3, rehearsal=(str(packed / "rings"),), rehearsal_share=0.5)
+    whole = RingBatches(chosen, (0, 1))(5)
+    parts = [RingBatches(chosen, (rank, 2))(5) for rank in range(2)]
+    for name, value in vars(whole).items():
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), value)
 
 
 def test_rows_that_are_asked_for_the_mean_get_no_noise_and_blank_ones_no_photo(packed: Path) -> None:
-    sources = [RingData(packed / "rings")]
-    mean = make_batch(sources, config(packed, regress_share=1.0), 0, (0, 1))
+    mean = RingBatches(config(packed, regress_share=1.0), (0, 1))(0)
     assert (mean.noise == 0).all() and (mean.time == 1).all() and (mean.camera[:, 2] == 0).all()
-    blank = make_batch(sources, config(packed, regress_share=0.0, blank_share=1.0), 0, (0, 1))
+    blank = RingBatches(config(packed, regress_share=0.0, blank_share=1.0), (0, 1))(0)
     assert (
         (blank.photo == 0).all() and (blank.sketches[:, :, 3] == -1).all() and (blank.camera[:, [0, 1, 3]] == 0).all()
     )
+
+
+def test_a_rows_pictures_are_mirrored_and_recoloured_alike(packed: Path) -> None:
+    data = RingData(packed / "rings")
+    plain, changed = RowChoice(data, 1).read(), RowChoice(data, 1, mirror=True, channels=(2, 0, 1)).read()
+    assert torch.equal(changed["photo"], plain["photo"][[2, 0, 1, 3]].flip(-1))
+    # Ring view 1 is on the right, 5 on the left.
+    assert torch.equal(changed["rings"][1], plain["rings"][5][[2, 0, 1, 3]].flip(-1))
+    assert torch.equal(changed["sketches"][1], plain["sketches"][5][[2, 0, 1, 3, 4]].flip(-1))
+    assert torch.equal(changed["camera"], plain["camera"])
+
+
+def test_the_parts_of_the_loss_add_up_to_it(packed: Path) -> None:
+    batch = RingBatches(config(packed, batch_size=8, regress_share=0.5), (0, 1))(0)
+    torch.manual_seed(0)
+    network = TinyViewsNetwork(SMALL)
+    total, parts = views_loss(network, SMALL, batch)
+    assert (batch.camera[:, 2] == 0).any() and (batch.camera[:, 2] == 1).any()
+    assert total.item() == pytest.approx(parts["regress"].item() + parts["denoise"].item(), rel=1e-5)
 
 
 def test_a_mirrored_row_is_the_mirrored_object(packed: Path) -> None:
@@ -207,7 +237,7 @@ def test_a_row_is_learned_by_heart(packed: Path, tmp_path: Path) -> None:
         log_every=40, save_every=1000,
     )  # fmt: skip
     trainer = ViewsTrainer(chosen, tmp_path)
-    batch = make_batch(trainer.sources, chosen, 10**6, (0, 1))
+    batch = trainer.maker(10**6)
     with torch.no_grad():
         before = views_loss(trainer.inner, SMALL, batch)[0].item()
     trainer.run()
@@ -217,10 +247,10 @@ def test_a_row_is_learned_by_heart(packed: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(packed: Path, tmp_path: Path) -> None:
-    ViewsTrainer(config(packed), tmp_path / "whole").run()
+    start(ViewsTrainer(config(packed), tmp_path / "whole"))
     trainer = ViewsTrainer(config(packed), tmp_path / "broken")
     for step in range(2):
-        trainer.train_step(make_batch(trainer.sources, trainer.config, step, (0, 1)))
+        trainer.train_step(trainer.maker(step))
     trainer.save()
     resumed = ViewsTrainer(config(packed), tmp_path / "broken")
     assert resumed.resume() and resumed.step == 2
@@ -228,6 +258,28 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(packed: Path, tmp_pa
     whole = torch.load(tmp_path / "whole" / "checkpoint.pt", weights_only=True)["network"]
     broken = torch.load(tmp_path / "broken" / "checkpoint.pt", weights_only=True)["network"]
     assert all(torch.allclose(whole[key], broken[key], atol=1e-6) for key in whole)
+
+
+def test_pieces_change_nothing_and_the_rate_ends_at_two_hundredths(packed: Path, tmp_path: Path) -> None:
+    for name, pieces in (("plain", 1), ("pieces", 2)):
+        start(ViewsTrainer(config(packed, accumulate=pieces), tmp_path / name))
+    whole, cut = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("plain", "pieces"))
+    assert all(torch.allclose(whole[key].float(), cut[key].float(), atol=2e-3) for key in whole)  # in fp16
+    trainer = ViewsTrainer(config(packed), tmp_path / "rate")
+    trainer.step = trainer.config.steps
+    assert trainer.learning_rate() == pytest.approx(0.02 * trainer.config.learning_rate)
+
+
+def test_guards_watch_the_generator(packed: Path, tmp_path: Path) -> None:
+    guards = GuardConfig(preflight_steps=4, preflight_factor=0.999, probe_every=2, probe_size=2, input_after=0.0,
+                         input_margin=100.0, forget_limit=-1.0)  # fmt: skip
+    chosen = config(packed, guards=guards, rehearsal=(str(packed / "rings"),), learning_rate=1e-2)
+    start(ViewsTrainer(chosen, tmp_path / "run"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "probe_rehearsal" in row] == [0, 2, 4]
+    assert {row["alarm"] for row in rows if "alarm" in row} == {"input", "forgetting"}
+    with pytest.raises(SettingsError, match="one object could not be learned by heart"):
+        start(ViewsTrainer(replace(chosen, learning_rate=1e-12), tmp_path / "dull"))
 
 
 def test_the_command_writes_a_model_that_loads(packed: Path, tmp_path: Path) -> None:
@@ -291,3 +343,5 @@ def test_wrong_recipes_and_data_are_named(packed: Path, tmp_path: Path) -> None:
         read_views_recipe(recipe, ["stepps=3"])
     with pytest.raises(SettingsError, match=r"python -m train\.rings"):
         RingData(tmp_path)
+    with pytest.raises(SettingsError, match=r"data names no folder.*train\.rings"):
+        read_views_recipe(recipe, ["data=[]"])
