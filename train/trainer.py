@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -633,7 +634,10 @@ def start(trainer: BaseTrainer[Any, Any]) -> None:
     if trainer.is_main:
         out.mkdir(parents=True, exist_ok=True)
         for left in list(out.rglob(".aside-*")):  # of a run that was killed while it wrote
-            left.unlink(missing_ok=True)
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
     resumed = trainer.resume()
     total = sum(p.numel() for p in trainer.inner.parameters())
     trained = sum(p.numel() for p in trainer.trained.values())

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -198,7 +199,10 @@ def in_child(function: Callable[[], object], environment: dict[str, str] | None 
         torch.set_num_threads(1)
         function()
         status = 0
+    except BaseException:
+        traceback.print_exc()  # nobody else would
     finally:
+        sys.stderr.flush()
         os._exit(status)
 
 
