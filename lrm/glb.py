@@ -1,4 +1,5 @@
-"""Writing one mesh as GLB (binary glTF 2.0): plain struct and JSON, the same input gives the same bytes."""
+"""Writing one mesh as glTF 2.0, in one file (GLB) or with its parts beside it: plain struct and JSON, the same input
+gives the same bytes."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import io
 import json
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,14 +21,35 @@ _USHORT, _UINT, _FLOAT = 5123, 5125, 5126
 _LINEAR, _LINEAR_MIPMAP_LINEAR, _CLAMP = 9729, 9987, 33071
 
 
+@dataclass(frozen=True)
+class Surface:
+    """What a glTF mesh looks like.
+
+    Attributes:
+        linear_colors: (N, 3) in [0, 1], linear light; becomes ``COLOR_0`` as normalised 16-bit RGBA, alpha full.
+        uvs: (N, 2), u right and v *up* from the bottom left corner of ``texture``; turned v down here, as glTF wants.
+        texture: (H, W, 3) uint8 sRGB base colour, as PNG.
+        normal_map: (H, W, 3) uint8 tangent-space normals (x right, y up, z out), as PNG; it goes with ``tangents``.
+        tangents: (N, 4) unit tangent along u and the sign of the bitangent, see `lrm.normalmap.vertex_tangents`.
+        roughness: of the one material, 0 to 1; it is never metallic, since a metal shows no colour of its own.
+        attributes: more numbers for each vertex, (N,) each; written as ``_NAME``, as glTF names an application's own.
+    """
+
+    linear_colors: NDArray[np.floating] | None = None
+    uvs: NDArray[np.floating] | None = None
+    texture: NDArray[np.uint8] | None = None
+    normal_map: NDArray[np.uint8] | None = None
+    tangents: NDArray[np.floating] | None = None
+    roughness: float = ROUGHNESS
+    attributes: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+
 def glb_bytes(
     vertices: NDArray[np.float32],
     faces: NDArray[np.integer],
     normals: NDArray[np.float32],
     *,
-    linear_colors: NDArray[np.floating] | None = None,
-    uvs: NDArray[np.floating] | None = None,
-    texture: NDArray[np.uint8] | None = None,
+    surface: Surface,
     generator: str,
     extras: Mapping[str, Any],
 ) -> bytes:
@@ -36,9 +59,7 @@ def glb_bytes(
         vertices: (N, 3) float, file axes (y up), metres.
         faces: (F, 3) int, counter-clockwise seen from outside.
         normals: (N, 3) float, unit length.
-        linear_colors: (N, 3) in [0, 1], linear light; becomes ``COLOR_0`` as normalised 16-bit RGBA, alpha full.
-        uvs: (N, 2), u right and v *up* from the bottom left corner of ``texture``; turned v down here, as glTF wants.
-        texture: (H, W, 3) uint8 sRGB base colour, embedded as PNG.
+        surface: its colours and material.
         generator: program and version, for ``asset.generator``.
         extras: JSON values for ``asset.extras``.
 
@@ -49,35 +70,107 @@ def glb_bytes(
         glTF 2.0 specification (Khronos), sections 3.6.2 (alignment), 3.7.2 (meshes), 4.4 (GLB).
     """
     parts = _Parts()
+    document = _document(parts, vertices, faces, normals, surface, generator, extras)
+    images = [{"bufferView": parts.add_view(data), "mimeType": "image/png"} for _, data in _images(surface)]
+    return _container(_closed(document, parts, images, {}), bytes(parts.data))
+
+
+def gltf_files(
+    vertices: NDArray[np.float32],
+    faces: NDArray[np.integer],
+    normals: NDArray[np.float32],
+    *,
+    surface: Surface,
+    generator: str,
+    extras: Mapping[str, Any],
+    stem: str,
+) -> dict[str, bytes]:
+    """The same mesh as ``stem.gltf`` with ``stem.bin`` and PNG pictures beside it.
+
+    Args:
+        stem: of the names. It stands in URIs as it is, since not all readers undo percent signs: it must have neither
+            blanks nor any of ``%#?``; letters of all alphabets will do.
+
+    Returns:
+        {file name: bytes}, the ``.gltf`` last; the other arguments are those of `glb_bytes`.
+    """
+    parts = _Parts()
+    document = _document(parts, vertices, faces, normals, surface, generator, extras)
+    pictures = {f"{stem}_{kind}.png": data for kind, data in _images(surface)}
+    images = [{"uri": name, "mimeType": "image/png"} for name in pictures]
+    whole = _closed(document, parts, images, {"uri": f"{stem}.bin"})
+    return {f"{stem}.bin": bytes(parts.data), **pictures, f"{stem}.gltf": _json(whole)}
+
+
+def _document(
+    parts: _Parts,
+    vertices: NDArray[np.float32],
+    faces: NDArray[np.integer],
+    normals: NDArray[np.float32],
+    surface: Surface,
+    generator: str,
+    extras: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The document but for its buffer and its pictures; ``parts`` get the arrays."""
     attributes = {"POSITION": parts.add(vertices.astype("<f4"), "VEC3", _FLOAT, bounds=True)}
     attributes["NORMAL"] = parts.add(normals.astype("<f4"), "VEC3", _FLOAT)
-    if linear_colors is not None:
+    if surface.tangents is not None:
+        attributes["TANGENT"] = parts.add(surface.tangents.astype("<f4"), "VEC4", _FLOAT)
+    if surface.linear_colors is not None:
         rgba = np.full((len(vertices), 4), 65535, "<u2")
-        rgba[:, :3] = np.rint(np.clip(linear_colors, 0, 1) * 65535)
+        rgba[:, :3] = np.rint(np.clip(surface.linear_colors, 0, 1) * 65535)
         attributes["COLOR_0"] = parts.add(rgba, "VEC4", _USHORT, normalized=True)
-    surface: dict[str, Any] = {"baseColorFactor": [1, 1, 1, 1], "metallicFactor": 0, "roughnessFactor": ROUGHNESS}
-    document: dict[str, Any] = {"asset": {"version": "2.0", "generator": generator, "extras": dict(extras)}}
-    if uvs is not None and texture is not None:
-        down = np.stack([uvs[:, 0], 1 - uvs[:, 1]], -1)
+    if surface.uvs is not None:
+        down = np.stack([surface.uvs[:, 0], 1 - surface.uvs[:, 1]], -1)
         attributes["TEXCOORD_0"] = parts.add(down.astype("<f4"), "VEC2", _FLOAT)
-        surface["baseColorTexture"] = {"index": 0}
-        document |= _texture_entries(parts.add_view(_png(texture)))
+    for name, values in surface.attributes.items():
+        attributes[f"_{name.upper()}"] = parts.add(np.asarray(values).astype("<f4"), "SCALAR", _FLOAT)
     # 65535 is kept free: it restarts primitives in some graphics interfaces.
     short = len(vertices) <= 65535
     indices = faces.reshape(-1).astype("<u2" if short else "<u4")
     triangles = parts.add(indices, "SCALAR", _USHORT if short else _UINT, target=_INDEX_BUFFER)
-    material = {"name": "surface", "pbrMetallicRoughness": surface, "doubleSided": False}
-    document |= {
+    return {
+        "asset": {"version": "2.0", "generator": generator, "extras": dict(extras)},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"name": "object", "mesh": 0}],
         "meshes": [{"primitives": [{"attributes": attributes, "indices": triangles, "material": 0, "mode": 4}]}],
-        "materials": [material],
+        "materials": [_material(surface)],
+    }
+
+
+def _closed(
+    document: dict[str, Any], parts: _Parts, images: list[dict[str, Any]], buffer: dict[str, Any]
+) -> dict[str, Any]:
+    """The document with its pictures, accessors and buffer."""
+    if images:
+        document |= _texture_entries(images)
+    return document | {
         "accessors": parts.accessors,
         "bufferViews": parts.views,
-        "buffers": [{"byteLength": len(parts.data)}],
+        "buffers": [{"byteLength": len(parts.data), **buffer}],
     }
-    return _container(document, bytes(parts.data))
+
+
+def _material(surface: Surface) -> dict[str, Any]:
+    """One rough, non-metallic, single-sided material."""
+    physical: dict[str, Any] = {
+        "baseColorFactor": [1, 1, 1, 1],
+        "metallicFactor": 0,
+        "roughnessFactor": surface.roughness,
+    }
+    material: dict[str, Any] = {"name": "surface", "pbrMetallicRoughness": physical, "doubleSided": False}
+    if surface.texture is not None:
+        physical["baseColorTexture"] = {"index": 0}
+    if surface.normal_map is not None:
+        material["normalTexture"] = {"index": 0 if surface.texture is None else 1}
+    return material
+
+
+def _images(surface: Surface) -> list[tuple[str, bytes]]:
+    """What each picture is, and its PNG; the order is that of the texture indices."""
+    pictures = (("color", surface.texture), ("normal", surface.normal_map))
+    return [(kind, png_bytes(picture)) for kind, picture in pictures if picture is not None]
 
 
 class _Parts:
@@ -124,17 +217,17 @@ class _Parts:
         return len(self.accessors) - 1
 
 
-def _texture_entries(view: int) -> dict[str, Any]:
-    """The document's entries for one embedded PNG, sampled linearly and clamped at its border."""
+def _texture_entries(images: list[dict[str, Any]]) -> dict[str, Any]:
+    """The document's entries for pictures, sampled linearly and clamped at their borders."""
     sampler = {"magFilter": _LINEAR, "minFilter": _LINEAR_MIPMAP_LINEAR, "wrapS": _CLAMP, "wrapT": _CLAMP}
     return {
-        "images": [{"bufferView": view, "mimeType": "image/png"}],
+        "images": images,
         "samplers": [sampler],
-        "textures": [{"source": 0, "sampler": 0}],
+        "textures": [{"source": index, "sampler": 0} for index in range(len(images))],
     }
 
 
-def _png(texture: NDArray[np.uint8]) -> bytes:
+def png_bytes(texture: NDArray[np.uint8]) -> bytes:
     """(H, W, 3) uint8 → PNG bytes."""
     from PIL import Image
 
@@ -143,9 +236,13 @@ def _png(texture: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
+def _json(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
+
+
 def _container(document: dict[str, Any], binary: bytes) -> bytes:
     """Header, JSON chunk padded with spaces, binary chunk (already padded)."""
-    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
+    text = _json(document)
     text += b" " * (-len(text) % 4)
     length = 12 + 8 + len(text) + 8 + len(binary)
     head = struct.pack("<III", GLB_MAGIC, 2, length) + struct.pack("<II", len(text), CHUNK_JSON)

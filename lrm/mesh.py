@@ -47,10 +47,11 @@ class Mesh:
         colors: (N, 3) float32, sRGB in [0, 1].
         uvs: (N, 2) float32 texture coordinates, (0, 0) the texture's bottom left corner, or None.
         texture: (H, W, 3) uint8 sRGB base colour, row 0 at the top, or None; it goes with ``uvs``.
+        attributes: more numbers of each vertex by name, (N,) float32, such as ``confidence``; or None.
 
     Raises:
         MeshError: wrong shapes, no faces, numbers that are not finite, colours outside [0, 1], a face that
-            names a vertex that is not there, or only one of ``uvs`` and ``texture``.
+            names a vertex that is not there, only one of ``uvs`` and ``texture``, or an attribute of another length.
     """
 
     vertices: FloatArray
@@ -58,6 +59,7 @@ class Mesh:
     colors: FloatArray
     uvs: FloatArray | None = None
     texture: NDArray[np.uint8] | None = None
+    attributes: dict[str, FloatArray] | None = None
 
     def __post_init__(self) -> None:
         _set(self, "vertices", _floats(self.vertices, 3, "vertices (N, 3)"))
@@ -77,6 +79,9 @@ class Mesh:
         if self.uvs is not None and self.texture is not None:
             _set(self, "uvs", _floats(self.uvs, 2, "uvs (N, 2)"))
             _check_texture(self.texture, len(self.uvs), len(self.vertices))
+        if self.attributes is not None:
+            kept = {name: _attribute(name, values, len(self.vertices)) for name, values in self.attributes.items()}
+            object.__setattr__(self, "attributes", kept)
 
     @property
     def bounds(self) -> FloatArray:
@@ -102,9 +107,10 @@ class Mesh:
 
     @cached_property
     def is_watertight(self) -> bool:
-        """Whether every edge has exactly two faces, which run along it in opposite directions."""
-        tail = self.faces[:, [0, 1, 2]].reshape(-1).astype(np.int64)
-        head = self.faces[:, [1, 2, 0]].reshape(-1).astype(np.int64)
+        """Whether every edge has exactly two faces, which run along it in opposite directions; seams are joined."""
+        faces = self.joined_faces
+        tail = faces[:, [0, 1, 2]].reshape(-1).astype(np.int64)
+        head = faces[:, [1, 2, 0]].reshape(-1).astype(np.int64)
         along = tail * len(self.vertices)
         along += head
         against = head  # in place, as meshes of many millions of faces need it
@@ -116,16 +122,27 @@ class Mesh:
         return once and bool((along == against).all())
 
     @cached_property
+    def joined_faces(self) -> NDArray[np.integer[Any]]:
+        """(F, 3) ``faces``; with a texture, whose seams have vertices twice, the first of each place is named."""
+        if self.uvs is None:
+            return self.faces
+        bits = np.ascontiguousarray(self.vertices + np.float32(0)).view("V12").reshape(-1)  # -0 becomes 0
+        _, first, inverse = np.unique(bits, return_index=True, return_inverse=True)
+        return np.asarray(first[inverse][self.faces], np.int32)
+
+    @cached_property
     def normals(self) -> FloatArray:
         """(N, 3) float32 unit vertex normals, faces weighted by their area; (0, 0, 1) where no face has any area."""
-        weighted = _face_vectors(self)
+        weighted, faces = _face_vectors(self), self.joined_faces
         total = np.stack(
             [
-                sum(np.bincount(self.faces[:, k], weighted[:, axis], len(self.vertices)) for k in range(3))
+                sum(np.bincount(faces[:, k], weighted[:, axis], len(self.vertices)) for k in range(3))
                 for axis in range(3)
             ],
             axis=1,
         )
+        if self.uvs is not None:
+            total[self.faces] = total[faces]
         length = np.linalg.norm(total, axis=1, keepdims=True)
         unit = np.where(length > 0, total / np.where(length > 0, length, 1), (0.0, 0.0, 1.0))
         return unit.astype(np.float32)
@@ -169,6 +186,17 @@ def _floats(values: ArrayLike, width: int, name: str) -> FloatArray:
     if not np.isfinite(array).all():
         bad = int((~np.isfinite(array)).any(1).sum())
         raise MeshError(f"mesh wants finite numbers, found NaN or Inf in {bad} of {len(array)} rows of {name}.")
+    return array
+
+
+def _attribute(name: str, values: ArrayLike, count: int) -> FloatArray:
+    """Contiguous finite float32 (count,)."""
+    array = np.ascontiguousarray(values, dtype=np.float32)
+    if array.shape != (count,) or not np.isfinite(array).all():
+        raise MeshError(
+            f"mesh wants attribute {name!r} as {count} finite numbers, one for each vertex, found shape {array.shape}"
+            f"{'' if np.isfinite(array).all() else ' with NaN or Inf'}."
+        )
     return array
 
 

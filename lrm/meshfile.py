@@ -1,7 +1,8 @@
 """The one place where meshes meet files: axes, scale, colour space and winding.
 
-Inside the project a mesh is in the world frame (z up, photographed side +x, sRGB colours). Files of every format are
-y up with the photographed side toward +z, triangles counter-clockwise seen from outside.
+Inside the project a mesh is in the world frame (z up, photographed side +x, sRGB colours). Files are y up with the
+photographed side toward +z, triangles counter-clockwise seen from outside; 3MF is z up in millimetres, and an export
+profile may ask for other axes and units where a format leaves the choice (`lrm.fileframe`).
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from multiview.cameras import gltf_from_world, world_from_gltf
 from multiview.errors import MeshError, SettingsError
 from multiview.files import write_bytes_whole
 
+from .fileframe import FileFrame, frame_of
+from .glb import ROUGHNESS
 from .gltf import GREY, Triangles, read_gltf
 from .mesh import Mesh
-from .meshformats import ENCODERS, PlacedMesh, encode_glb
+from .meshformats import ENCODERS, PlacedMesh, Style
+from .threemf import read_3mf
 
-FORMATS = ("glb", *ENCODERS)
-READABLE = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
+FORMATS = tuple(ENCODERS)
+READABLE = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".3mf")
 
 Floats = NDArray[np.float64]
 
@@ -71,34 +75,56 @@ def write_mesh(
     path: str | Path,
     *,
     matrix: Floats | None = None,
+    frame: FileFrame | None = None,
     generator: str = "trilift",
     extras: Mapping[str, Any] | None = None,
-) -> None:
+    roughness: float = ROUGHNESS,
+    normal_map: NDArray[np.uint8] | None = None,
+) -> list[Path]:
     """Write a mesh in the format that the suffix names; the same mesh gives the same bytes.
 
-    GLB: normals, vertex colours as linear ``COLOR_0`` (or the baked texture) and one rough, non-metallic material, so
-    that every viewer shows the colours. OBJ and PLY: normals and sRGB vertex colours. STL: shape only. USDZ: colours as
-    ``displayColor``, through usd-core. The baked texture is carried by GLB alone; the others write the vertex colours.
+    GLB and glTF: normals, vertex colours as linear ``COLOR_0`` (or the baked texture) and one rough, non-metallic,
+    single-sided material, so that every viewer shows the colours; further vertex attributes as ``_NAME``. glTF has its
+    arrays in ``stem.bin`` and pictures as ``stem_color.png`` and ``stem_normal.png`` beside it. OBJ: sRGB vertex
+    colours, or the texture with ``stem.mtl`` and the same pictures. PLY: sRGB vertex colours and further attributes.
+    STL: shape only. USDZ: ``displayColor`` or the texture, through usd-core. 3MF: sRGB colours at the corners.
 
     Args:
         mesh: in the world frame.
-        path: ends in one of `FORMATS`; an existing file is replaced.
-        matrix: (4, 4) world → file, rotation and even scale; `file_matrix(mesh)` unless given.
-        generator: ``asset.generator`` of a GLB, program and version.
-        extras: JSON values for ``asset.extras`` of a GLB; other formats have no place for either.
+        path: ends in one of `FORMATS`; existing files are replaced.
+        matrix: (4, 4) world → export frame (y up, metres), rotation and even scale; `file_matrix(mesh)` unless given.
+        frame: axes and unit of the file, where the format leaves the choice.
+        generator: program and version, where the format has a place for it.
+        extras: JSON values for ``asset.extras`` of glTF; other formats have no place for them.
+        roughness: of the material, 0 to 1, where the format has one.
+        normal_map: (H, W, 3) uint8 in tangent space for the mesh's UVs (`lrm.normalmap`); for textured meshes, in
+            formats that know them.
+
+    Returns:
+        The files written, the one asked for last.
 
     Raises:
-        SettingsError: an unknown suffix, or ``.usdz`` without the usd extra.
+        SettingsError: an unknown suffix, a roughness outside [0, 1], or ``.usdz`` without the usd extra.
         MeshError: the matrix does not keep shape and handedness.
-        OutputError: the file could not be written; nothing half-written stays behind.
+        OutputError: a file could not be written; nothing half-written stays behind.
     """
     path = Path(path)
     name = path.suffix.lower().removeprefix(".")
     if name not in FORMATS:
         raise SettingsError(f"{path}: expected a mesh file ending in .{', .'.join(FORMATS)}, found {path.suffix!r}.")
-    placed = PlacedMesh.of(mesh, file_matrix(mesh) if matrix is None else np.asarray(matrix, np.float64))
-    data = encode_glb(placed, generator=generator, extras=extras or {}) if name == "glb" else ENCODERS[name](placed)
-    write_bytes_whole(path, data)
+    if not 0 <= roughness <= 1:
+        raise SettingsError(f"roughness={roughness}: expected a number from 0 to 1.")
+    own = frame_of(name, frame)
+    matrix = file_matrix(mesh) if matrix is None else np.asarray(matrix, np.float64)
+    if matrix.shape == (4, 4):
+        matrix = own.matrix @ matrix
+    style = Style(path.stem, generator, extras or {}, roughness, normal_map, own)
+    files = ENCODERS[name](PlacedMesh.of(mesh, matrix), style)
+    # The last one is the mesh itself: it may be spelled ".GLB", and its pictures are there before it is.
+    targets = [path.with_name(beside) for beside in list(files)[:-1]] + [path]
+    for target, data in zip(targets, files.values(), strict=True):
+        write_bytes_whole(target, data)
+    return targets
 
 
 def read_mesh(path: str | Path) -> Mesh:
@@ -106,8 +132,9 @@ def read_mesh(path: str | Path) -> Mesh:
 
     Positions keep the file's scale and origin. All nodes of a scene are joined with their transforms. Colours are
     per vertex and sRGB: glTF colours (factor x texture x ``COLOR_0``) are converted from linear light unless the file's
-    ``asset.extras.color`` is ``"srgb"``; PLY, OBJ and OFF colours are taken as sRGB; textures are read at the vertices;
-    a surface that states no colour is grey 0.5. Vertices stay as the file has them; STL's are joined by position.
+    ``asset.extras.color`` is ``"srgb"``; PLY, OBJ, OFF and 3MF colours are taken as sRGB; textures are read at the
+    vertices; a surface that states no colour is grey 0.5. Vertices stay as the file has them; STL's are joined by
+    position. 3MF is turned from z up.
 
     Args:
         path: one of `READABLE`, by suffix.
@@ -126,11 +153,19 @@ def read_mesh(path: str | Path) -> Mesh:
         size = path.stat().st_size
         if path.is_dir() or size == 0:
             raise MeshError(f"{path}: expected a mesh file, found {'a folder' if path.is_dir() else '0 bytes'}.")
-        triangles = read_gltf(path) if path.suffix.lower() in (".glb", ".gltf") else _read_with_trimesh(path, size)
+        triangles = _read_triangles(path, size)
     except OSError as error:
         reason = error.strerror or str(error)
         raise MeshError(f"{path}: cannot be read ({reason}). Check the path and its permission.") from error
     return _world_mesh(path, triangles)
+
+
+def _read_triangles(path: Path, size: int) -> Triangles:
+    """By the reader of the suffix, in file axes, y up."""
+    suffix = path.suffix.lower()
+    if suffix in (".glb", ".gltf"):
+        return read_gltf(path)
+    return read_3mf(path) if suffix == ".3mf" else _read_with_trimesh(path, size)
 
 
 def _world_mesh(path: Path, triangles: Triangles) -> Mesh:

@@ -70,3 +70,21 @@ def _bounds(vertices: Floats, faces: Ints, by_piece: Ints, first: Ints) -> tuple
         low[:, axis] = np.minimum.reduceat(values.min(1)[by_piece], first)
         high[:, axis] = np.maximum.reduceat(values.max(1)[by_piece], first)
     return low, high
+
+
+def welded(vertices: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+    """Join vertices that are at exactly one place, as the two sides of a texture seam are.
+
+    Args:
+        vertices: (N, 3).
+
+    Returns:
+        The places (M, 3), in the order in which they first appear, and for each vertex its place (N,).
+    """
+    rows = np.ascontiguousarray(vertices) + 0.0  # -0 and 0 are one place
+    keys = rows.view([("", rows.dtype)] * rows.shape[1]).reshape(-1)
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    order = np.argsort(first, kind="stable")
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return rows[first[order]], rank[inverse.reshape(-1)]

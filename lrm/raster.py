@@ -70,10 +70,45 @@ def rasterize(mesh: Mesh, camera: Cameras, height: int, width: int) -> Fragments
     return _fragments(winner, corners, inverse_depth, faces, height, width)
 
 
+def rasterize_flat(corners: Floats, height: int, width: int) -> Fragments:
+    """Find the triangle at every pixel centre of a plane, as in a texture.
+
+    Args:
+        corners: (F, 3, 2) float, x right and y *down* in pixels.
+        height, width: pixels, > 0.
+
+    Returns:
+        `Fragments` of depth 1; where triangles lie over each other, of the lowest index.
+    """
+    wide = np.asarray(corners, np.float64)
+    ones = np.ones(wide.shape[:2])
+    nearest, winner = np.zeros(height * width), np.full(height * width, -1, np.int64)
+    for chunk in _chunks(*_boxes(wide, height, width)):
+        _draw(chunk, wide, ones, width, nearest, winner)
+    return _fragments(winner, wide, ones, np.arange(len(wide)), height, width)
+
+
+def flat_spans(corners: Floats, height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Every (triangle, pixel centre inside it) of a plane: two (P,) arrays, pixels numbered row * width + column.
+
+    Args:
+        corners, height, width: see `rasterize_flat`.
+    """
+    wide = np.asarray(corners, np.float64)
+    triangles, pixels = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for chunk in _chunks(*_boxes(wide, height, width)):
+        triangle, y, left, counts = _spans(*chunk, wide)
+        row = np.repeat(np.arange(len(counts)), counts)
+        offset = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+        triangles.append(triangle[row])
+        pixels.append((y * width + left)[row] + offset)
+    return np.concatenate(triangles), np.concatenate(pixels)
+
+
 def render_mesh(
     mesh: Mesh, cameras: Cameras, size: int | tuple[int, int], *, shading: bool = False, supersample: int = 2
 ) -> Views:
-    """Draw a mesh with its vertex colours.
+    """Draw a mesh with its texture where it has one, else with its vertex colours.
 
     Args:
         mesh: in the world frame.
@@ -237,12 +272,28 @@ def _paint(mesh: Mesh, fragments: Fragments, light_from: Cameras | None) -> Floa
     """(H, W, 4) colour times alpha, and alpha (0 or 1); shaded when a camera is given."""
     hit = fragments.face >= 0
     weights, corners = fragments.weights[hit], mesh.faces[fragments.face[hit]]
-    color = _blend(weights, mesh.colors, corners)
+    if mesh.uvs is not None and mesh.texture is not None:
+        color = sample_texture(mesh.texture, _blend(weights, mesh.uvs, corners))
+    else:
+        color = _blend(weights, mesh.colors, corners)
     if light_from is not None:
         color = color * _shade(_blend(weights, mesh.normals, corners), light_from)[:, None]
     picture = np.zeros((*fragments.face.shape, 4))
     picture[hit, :3], picture[hit, 3] = color, 1.0
     return picture
+
+
+def sample_texture(texture: NDArray[np.uint8], uvs: Floats) -> Floats:
+    """Colours (P, 3) in [0, 1] of a texture (H, W, 3) uint8 at places (P, 2), v up: bilinear, clamped at borders."""
+    height, width = texture.shape[:2]
+    x = np.clip(uvs[:, 0] * width - 0.5, 0, width - 1)
+    y = np.clip((1 - uvs[:, 1]) * height - 0.5, 0, height - 1)
+    left, top = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+    right, low = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
+    across, down = (x - left)[:, None], (y - top)[:, None]
+    upper = texture[top, left] * (1 - across) + texture[top, right] * across
+    lower = texture[low, left] * (1 - across) + texture[low, right] * across
+    return (upper * (1 - down) + lower * down) / 255
 
 
 def _blend(weights: Floats, values: NDArray[np.floating[Any]], corners: NDArray[np.integer[Any]]) -> Floats:

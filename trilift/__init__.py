@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .photo import Photo, load_photo
     from .pipeline import ImageTo3D, lift, lift_folder
     from .registry import models
+    from .runner import RunOptions
     from .settings import LiftSettings, ViewSettings
     from .views import GeneratedViews, PhotoToViews
 
@@ -40,6 +41,7 @@ __all__ = [
     "LiftSettings",
     "Photo",
     "PhotoToViews",
+    "RunOptions",
     "TriliftError",
     "ViewSettings",
     "__version__",
@@ -59,6 +61,7 @@ _HOMES = {
     "LiftSettings": ".settings",
     "Photo": ".photo",
     "PhotoToViews": ".views",
+    "RunOptions": ".runner",
     "TriliftError": "multiview.errors",
     "ViewSettings": ".settings",
     "cut_out": ".foreground",

@@ -18,28 +18,41 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrm.field import Field
+from lrm.fileframe import Y_UP, FileFrame, frame_of
 from lrm.mesh import Mesh
 from lrm.meshfile import FORMATS, file_matrix, write_mesh
 from multiview.cameras import Cameras, orbit_angles
-from multiview.errors import OutputError, SettingsError
+from multiview.errors import OutputError
 from multiview.files import write_json_whole, written_whole
 from multiview.views import Views
 
 from .foreground import Cutout
-from .turntable import sheet, turntable, video_writer, view_bytes, write_gif, write_video
+from .profiles import Profile
+from .provenance import passport
+from .settings import MAX_LODS, MAX_TURNTABLE_FRAMES, SaveSettings
+from .texture import CONFIDENCE, confidence_sheet
+from .turntable import four_sides, sheet, turntable, turntable_file_names, video_writer, view_bytes, write_turntable
 
 RECORD_FILE = "asset.json"
 RECORD_FORMAT = 1
+SPLATS_FILE = "splats.ply"
+_STEMS = ("mesh", *(f"mesh_lod{level}" for level in range(1, MAX_LODS + 1)))
 # All names that a save may write, and so may replace or remove; anything else in the folder is left alone.
 OWNED = (
-    *(f"mesh.{name}" for name in FORMATS),
+    *(f"{stem}.{name}" for stem in _STEMS for name in FORMATS),
+    *(f"{stem}{end}" for stem in _STEMS for end in (".bin", ".mtl", "_color.png", "_normal.png")),
+    SPLATS_FILE,
     "input.png",
     "views.png",
+    "seen.png",
+    "sheet.png",
     "turntable.gif",
     "turntable.mp4",
+    "turntable.webp",
+    *turntable_file_names(MAX_TURNTABLE_FRAMES),
     RECORD_FILE,
 )
-_TURNTABLE_FRAMES, _TURNTABLE_SIZE, _TURNTABLE_FPS = 36, 320, 18.0
+_SHEET_SIZE = 512
 _VIEW_COLUMNS = 4
 
 
@@ -54,6 +67,7 @@ class Asset:
         field: the radiance field, world frame.
         mesh: its surface, world frame.
         camera: one camera, that of the conditioning image, in the world frame at azimuth 0.
+        normal_map: (H, W, 3) uint8 in tangent space for the mesh's UVs (`lrm.normalmap`), or None.
         record: how it was made, JSON values; what the clock says belongs under ``seconds`` and nowhere else, so that
             equal runs differ there alone.
     """
@@ -65,30 +79,24 @@ class Asset:
     mesh: Mesh
     camera: Cameras
     record: dict[str, Any]
+    normal_map: NDArray[np.uint8] | None = None
 
-    def save(
-        self,
-        folder: str | Path,
-        *,
-        formats: Sequence[str] = ("glb",),
-        turntable: bool = False,
-        height: float | None = None,
-        scale: float | None = None,
-    ) -> list[Path]:
+    def save(self, folder: str | Path, settings: SaveSettings | None = None, **changes: Any) -> list[Path]:
         """Write the asset's folder: all of it, or nothing.
 
-        ``mesh.<format>`` for each format, ``input.png`` (the cut-out, RGBA), ``views.png`` when there are views,
-        ``turntable.gif`` when asked for (and ``turntable.mp4`` where the video extra is installed), and ``asset.json``.
-        Everything is written into a temporary folder beside the target first. In a folder that exists already, files of
-        an earlier save are replaced or removed and all others are left alone; ``asset.json`` goes first and comes
-        last, so a folder that has one is finished.
+        ``mesh.<format>`` for each format (and what belongs to it: ``mesh.bin``, ``mesh.mtl``, ``mesh_color.png``,
+        ``mesh_normal.png``), ``mesh_lod<k>.<format>`` for each level of detail, ``splats.ply``, ``input.png`` (the
+        cut-out, RGBA), ``views.png`` when there are views, ``sheet.png`` and a turntable when asked for
+        (``turntable.gif``, and ``turntable.mp4`` where the video extra is installed, unless its formats are named), and
+        ``asset.json``. Everything is written into a temporary folder beside the target first. In a folder that exists
+        already, files of an earlier save are replaced or removed and all others are left alone; ``asset.json`` goes
+        first and comes last, so a folder that has one is finished. With a profile every mesh file is read back, and
+        what was found is in ``export.checks`` of asset.json.
 
         Args:
             folder: made when missing.
-            formats: names of `lrm.meshfile.FORMATS`.
-            turntable: whether to draw the mesh from all around.
-            height: of the object in metres; without it and ``scale`` the longest side is 1.
-            scale: metres per world unit.
+            settings: which files, and how; ``LiftSettings.saving()`` gives those of a lift.
+            changes: single settings of `SaveSettings` by name, such as ``formats=("glb", "ply")`` or ``height=0.3``.
 
         Returns:
             The files written, ``asset.json`` last.
@@ -98,36 +106,72 @@ class Asset:
                 extra is not installed.
             OutputError: something could not be written; an earlier result in the folder is kept.
         """
-        folder = Path(folder)
-        unknown = [name for name in formats if name not in FORMATS]
-        if unknown or not formats:
-            raise SettingsError(f"formats={','.join(formats)}: expected one or more of {', '.join(FORMATS)}.")
-        matrix = file_matrix(self.mesh, height=height, scale=scale)
+        folder, settings = Path(folder), (settings or SaveSettings()).replaced(**changes)
+        profile = settings.for_program
+        side = 1.0 if profile is None else profile.longest_side
+        matrix = file_matrix(self.mesh, height=settings.height, scale=settings.scale, longest_side=side)
         with staged(folder, OWNED) as stage:
-            self._write_files(stage, formats, turntable, matrix)
+            export = self._write_meshes(stage, settings, matrix)
+            self._write_pictures(stage, settings)
             files = sorted(stage.iterdir(), key=lambda file: OWNED.index(file.name))
-            write_json_whole(stage / RECORD_FILE, self._full_record(matrix, files))
+            write_json_whole(stage / RECORD_FILE, self._full_record(export, files))
             names = [file.name for file in files] + [RECORD_FILE]
         return [folder / name for name in names]
 
-    def _write_files(
-        self, stage: Path, formats: Sequence[str], with_turntable: bool, matrix: NDArray[np.float64]
-    ) -> None:
-        """All files but the record."""
+    def _write_meshes(self, stage: Path, settings: SaveSettings, matrix: NDArray[np.float64]) -> dict[str, Any]:
+        """The mesh in every format and level of detail, and the splats; the record of the export."""
+        profile = settings.for_program
+        export = _export_record(matrix, settings, profile)
+        extras = self._extras(export)
         generator = f"trilift {self.record.get('trilift', '')}".strip()
-        for name in dict.fromkeys(formats):
-            extras = {"name": self.name, "model": _plain(_model_name(self.record))}
-            write_mesh(self.mesh, stage / f"mesh.{name}", matrix=matrix, generator=generator, extras=extras)
+        solid = profile is not None and profile.watertight
+        levels = levels_of_detail(self.mesh, settings.lods, watertight=solid)
+        checks: list[dict[str, Any]] = []
+        for stem, mesh in zip(_STEMS, [self.mesh, *levels], strict=False):
+            normal_map = self.normal_map if mesh is self.mesh else None
+            for name in (name for name in settings.formats if name in FORMATS):
+                frame = frame_of(name, _wanted_frame(profile))
+                written = write_mesh(
+                    mesh, stage / f"{stem}.{name}", matrix=matrix, frame=frame, generator=generator, extras=extras,
+                    roughness=settings.roughness, normal_map=normal_map,
+                )  # fmt: skip
+                if profile is not None:
+                    from .exportchecks import check_export
+
+                    checks += check_export(written[-1], mesh, matrix, frame, profile, beside=written[:-1])
+        if "splats" in settings.formats:
+            from lrm.splats import splats_from_field, write_splats
+
+            write_splats(splats_from_field(self.field, self.mesh, settings.splats), stage / SPLATS_FILE, matrix)
+        return export if profile is None else {**export, "checks": checks}
+
+    def _write_pictures(self, stage: Path, settings: SaveSettings) -> None:
+        """What people look at."""
         write_png(self.cutout.image, stage / "input.png")
         if self.views is not None:
             write_png(view_sheet(self.views), stage / "views.png")
-        if with_turntable:
-            frames = turntable(self.mesh, frames=_TURNTABLE_FRAMES, size=_TURNTABLE_SIZE)
-            write_gif(frames, stage / "turntable.gif", _TURNTABLE_FPS)
-            if video_writer() is not None:
-                write_video(frames, stage / "turntable.mp4", _TURNTABLE_FPS)
+        if CONFIDENCE in (self.mesh.attributes or {}):
+            write_png(confidence_sheet(self.mesh), stage / "seen.png")
+        if settings.sheet:
+            write_png(sheet(list(four_sides(self.mesh, size=_SHEET_SIZE)), 4), stage / "sheet.png")
+        if settings.turntable:
+            frames = turntable(
+                self.field if settings.turntable_of == "field" else self.mesh,
+                frames=settings.turntable_frames,
+                size=settings.turntable_size,
+                elevation_deg=settings.turntable_elevation,
+                background=None if settings.turntable_transparent else 1.0,
+            )
+            usual = ("gif",) if video_writer() is None else ("gif", "mp4")
+            write_turntable(frames, stage, settings.turntable_formats or usual)
 
-    def _full_record(self, matrix: NDArray[np.float64], files: Sequence[Path]) -> dict[str, Any]:
+    def _extras(self, export: Mapping[str, Any]) -> dict[str, Any]:
+        """What a glTF file says of itself: its name, its model, and the passport."""
+        about = {"cutout": cutout_record(self.cutout), "camera": _camera_record(self.camera), "export": export}
+        named = {"name": self.name, "model": _model_name(self.record)}
+        return plain_json({**named, "passport": passport(self.record, about)})
+
+    def _full_record(self, export: Mapping[str, Any], files: Sequence[Path]) -> dict[str, Any]:
         """What asset.json holds: the record, then what the asset itself says; ``seconds`` at the end."""
         record: dict[str, Any] = {"format": RECORD_FORMAT, "name": self.name}
         record |= {key: value for key, value in self.record.items() if key != "seconds"}
@@ -135,11 +179,41 @@ class Asset:
             "cutout": cutout_record(self.cutout),
             "camera": _camera_record(self.camera),
             "mesh": _mesh_record(self.mesh),
-            "export": _export_record(matrix),
+            "export": export,
             "files": [file_record(file) for file in files],
             "seconds": self.record.get("seconds", {}),
         }
         return plain_json(record)
+
+
+def levels_of_detail(mesh: Mesh, count: int, *, watertight: bool = False) -> list[Mesh]:
+    """``count`` meshes, each with half the triangles of the one before; they carry vertex colours.
+
+    Colours are those of the nearest place on ``mesh``, its texture included, so that what was painted on stays.
+
+    Args:
+        mesh: level 0.
+        count: 0 or more.
+        watertight: whether each is made a solid, see `lrm.topology.repaired`.
+
+    Raises:
+        MeshError: nothing is left at so few triangles.
+    """
+    from lrm.topology import repaired
+
+    from .shape import decimated
+
+    levels: list[Mesh] = []
+    for _ in range(count):
+        last = levels[-1] if levels else mesh
+        level = decimated(last, max(len(last.faces) // 2, 4), colors_from=mesh)
+        levels.append(repaired(level)[0] if watertight else level)
+    return levels
+
+
+def _wanted_frame(profile: Profile | None) -> FileFrame:
+    """Axes and unit that a profile asks for, where the format leaves the choice."""
+    return Y_UP if profile is None else FileFrame(profile.up, profile.unit)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -270,14 +344,28 @@ def _mesh_record(mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def _export_record(matrix: NDArray[np.float64]) -> dict[str, Any]:
-    return {
+def _export_record(matrix: NDArray[np.float64], settings: SaveSettings, profile: Profile | None) -> dict[str, Any]:
+    """Axes, unit and colour space; ``frames`` for the formats that have others, and the profile."""
+    record: dict[str, Any] = {
         "file_from_world": matrix,
         "unit": "metre",
         "up_axis": "+y",
         "front_axis": "+z",
         "color_space": "COLOR_0 of GLB and displayColor of USDZ are linear light; colours of PLY and OBJ are sRGB",
     }
+    frames = {name: frame_of(name, _wanted_frame(profile)) for name in settings.formats if name in FORMATS}
+    other = {
+        name: {"unit": frame.unit, "up_axis": frame.up, "front_axis": frame.front}
+        for name, frame in frames.items()
+        if frame != Y_UP
+    }
+    if other:
+        record["frames"] = other
+    if "splats" in settings.formats:
+        from lrm.splats import CONVENTION
+
+        record["splats"] = CONVENTION
+    return record if profile is None else {**record, "profile": profile.name}
 
 
 def file_record(path: Path) -> dict[str, Any]:

@@ -267,9 +267,7 @@ def _written(
 
 def save_asset(asset: Asset, folder: str | Path, settings: LiftSettings) -> list[Path]:
     """``asset.save`` with what ``settings`` say about files; returns the paths written."""
-    return asset.save(
-        folder, formats=settings.formats, turntable=settings.turntable, height=settings.height, scale=settings.scale
-    )
+    return asset.save(folder, settings.saving())
 
 
 def lift_item(

@@ -18,9 +18,28 @@ from typing import TYPE_CHECKING, Any
 from multiview.errors import SettingsError, TriliftError
 
 from . import __version__
+from .batchcommand import add_parser as add_batch
+from .batchcommand import run as run_batch
+from .examplecheck import add_parser as add_examples
 from .fit import add_parser as add_fit
-from .progress import Narrator, OnStage, OnStep
-from .settings import BACKGROUNDS, FORMATS, SCHEDULERS, THRESHOLD_WORDS, LiftSettings, ViewSettings, parse_memory
+from .profiles import PROFILES
+from .progress import Narrator
+from .reproduce import add_parser as add_reproduce
+from .settings import (
+    BACKGROUNDS,
+    LIFT_FORMATS,
+    PROJECTIONS,
+    REMESH_WAYS,
+    SCHEDULERS,
+    TEXTURES,
+    THRESHOLD_WORDS,
+    TURNTABLE_FORMATS,
+    LiftSettings,
+    ViewSettings,
+    parse_keep,
+    parse_length,
+    parse_memory,
+)
 
 if TYPE_CHECKING:
     from .batch import LiftResult
@@ -74,10 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     lift.add_argument("--photo", dest="side_photos", action="append", metavar="SIDE=FILE", help=side_help)
     lift.set_defaults(command=_lift)
 
-    batch = commands.add_parser("batch", help="lift a folder of photos; resumes", description=_BATCH_TEXT)
-    batch.add_argument("folder", type=Path, metavar="FOLDER", help="searched with its sub-folders")
-    _add_lift_options(batch)
-    batch.set_defaults(command=_batch, views_dir=None, side_photos=None)
+    add_batch(commands, _add_lift_options, _batch)
 
     views = commands.add_parser("views", help="make views of one photo or several", description=_VIEWS_TEXT)
     views.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="any picture that Pillow reads")
@@ -85,6 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     views.set_defaults(command=_views)
 
     add_fit(commands)
+    add_reproduce(commands)
 
     models = commands.add_parser("models", help="list the known weights, their licences and whether they are here")
     models.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
@@ -104,11 +121,15 @@ def build_parser() -> argparse.ArgumentParser:
     score = commands.add_parser("eval", help="score a model against true meshes (extra train)", add_help=False)
     score.set_defaults(command=_eval)
 
-    demo = commands.add_parser("demo", help="a small page in the browser")
+    add_examples(commands)
+
+    demo = commands.add_parser("demo", help="a page in the browser")
     demo.add_argument("--host", default="127.0.0.1", help="listen here (default %(default)s: this machine only)")
     demo.add_argument("--port", type=_port, default=7860, help="port, 0 for any free one (default %(default)s)")
     demo.add_argument("--share", action="store_true", help="also make a public link through gradio's servers")
+    demo.add_argument("--auth", metavar="NAME:PASSWORD", help="ask visitors for these")
     demo.add_argument("--model", default="tiny", help="a name of trilift models, or a folder (default %(default)s)")
+    demo.add_argument("--models-dir", metavar="DIR", help="offer the models of training runs below DIR, too")
     demo.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default %(default)s)")
     demo.set_defaults(command=_demo)
     return parser
@@ -129,10 +150,6 @@ _VIEWS_TEXT = (
     "Make views of photos. Each gets OUT/<name>/ with 000.png, 001.png, ... (RGBA), views.png, cameras.json, NeRF's "
     "transforms.json and views.json; trilift lift --views-dir OUT/<name> reads it back."
 )
-_BATCH_TEXT = (
-    "Lift every photo below FOLDER. Sub-folders and names are kept below OUT, with results.jsonl and report.html. Run "
-    "it again to go on where it stopped: what is finished and unchanged is skipped."
-)
 
 
 def _add_lift_options(parser: argparse.ArgumentParser) -> None:
@@ -147,12 +164,18 @@ def _add_lift_options(parser: argparse.ArgumentParser) -> None:
     add = mesh.add_argument
     add("--resolution", type=int, default=d.resolution, metavar="N", help="samples per axis (default %(default)s)")
     add("--threshold", type=_threshold, default=d.threshold, metavar="auto|median|X", help="density of the surface")
+    add("--keep", type=_keep, default=d.keep, metavar="largest|all|X%", help="smallest piece that stays (default 1%%)")
+    add("--smooth", type=int, nargs="?", const=10, default=d.smooth, metavar="N", help="N passes that keep the volume")
+    add("--remesh", choices=REMESH_WAYS, default=d.remesh, help="even triangles, or quads (extra quads)")
     add("--faces", type=int, metavar="N", help="reduce to at most N triangles")
-    formats_help = f"of {','.join(FORMATS)} (default {','.join(d.formats)})"
-    add("--format", dest="formats", type=_formats, default=d.formats, metavar="F,F", help=formats_help)
-    add("--height", type=float, metavar="H", help="height of the exported object (default: longest side 1)")
-    add("--scale", type=float, metavar="S", help="file units for each world unit, in place of --height")
-    add("--turntable", action="store_true", help="also write a turntable")
+    add("--watertight", action="store_true", help="make sure of a closed, manifold, outward mesh")
+    texture_help = "where colours sit: at the vertices, or in a picture on the surface (default %(default)s)"
+    add("--texture", choices=TEXTURES, default=d.texture, help=texture_help)
+    size_help = "texels per side of a baked texture (default %(default)s)"
+    add("--texture-size", type=int, default=d.texture_size, metavar="N", help=size_help)
+    project_help = "paint the photo itself on what it sees; auto: on, but for --threshold median (default %(default)s)"
+    add("--project", choices=PROJECTIONS, default=d.project, help=project_help)
+    _add_export_options(parser)
     add = _add_photo_options(parser)
     add("--fov", type=float, metavar="DEG", help="vertical field of view of the photo (default: assumed)")
     best_help = "try N seeds and elevations and keep the best by its own expectation (default %(default)s)"
@@ -162,6 +185,36 @@ def _add_lift_options(parser: argparse.ArgumentParser) -> None:
     add("--upright", choices=("auto", "off"), default=d.upright, help="off: leave the object in the camera's pitch")
     _add_generating_options(parser, "generated views (--views)")
     _add_running_options(parser)
+
+
+def _add_export_options(parser: argparse.ArgumentParser) -> None:
+    """Which files are written, and how."""
+    d = LiftSettings()
+    add = parser.add_argument_group("files").add_argument
+    add("--for", dest="profile", choices=tuple(PROFILES), help="what a program wants; every file is read back, checked")
+    formats_help = f"of {','.join(LIFT_FORMATS)} (default {','.join(d.formats)})"
+    add("--format", dest="formats", type=_formats, default=d.formats, metavar="F,F", help=formats_help)
+    add(
+        "--height",
+        type=_length,
+        metavar="30cm",
+        help="of the object, in m, cm, mm, in or ft (default: longest side 1 m)",
+    )
+    add("--scale", type=float, metavar="S", help="metres for each world unit, in place of --height")
+    add("--lods", type=int, default=d.lods, metavar="N", help="N more meshes, each with half the triangles")
+    add("--roughness", type=float, default=d.roughness, metavar="R", help="of the material (default %(default)s)")
+    add("--splats", type=int, default=d.splats, metavar="N", help="Gaussians of --format splats (default %(default)s)")
+    add("--sheet", action="store_true", help="also write sheet.png: front, side, behind, top")
+    add = parser.add_argument_group("turntable").add_argument
+    add("--turntable", action="store_true", help="also write a turntable")
+    turntable_help = f"of {','.join(TURNTABLE_FORMATS)} (default: gif, and mp4 where its extra is installed)"
+    add("--turntable-format", dest="turntable_formats", type=_formats, metavar="F,F", help=turntable_help)
+    add("--turntable-frames", type=int, default=d.turntable_frames, metavar="N", help="of a turn (default %(default)s)")
+    add("--turntable-size", type=int, default=d.turntable_size, metavar="PX", help="per side (default %(default)s)")
+    elevation_help = "of the cameras (default %(default)s)"
+    add("--turntable-elevation", type=float, default=d.turntable_elevation, metavar="DEG", help=elevation_help)
+    add("--turntable-of", choices=("mesh", "field"), default=d.turntable_of, help="field: as the model sees it, slower")
+    add("--turntable-transparent", action="store_true", help="alpha in place of white (gif, webp, png)")
 
 
 def _add_view_options(parser: argparse.ArgumentParser) -> None:
@@ -215,7 +268,9 @@ _VIEW_NAMES = ("view_steps", "guidance", "scheduler", "view_batch", "parity")
 _PHOTO_NAMES = ("background", "foreground_ratio", "elevation", "seed")
 _SETTING_NAMES = (
     "resolution", "threshold", "faces", "formats", "height", "scale", "turntable", "fov", "views_dir", "upright",
-    "best_of", "best_of_seconds",
+    "best_of", "best_of_seconds", "texture", "texture_size", "project", "profile", "keep", "smooth", "remesh",
+    "watertight", "lods", "roughness", "splats", "sheet", "turntable_formats", "turntable_frames", "turntable_size",
+    "turntable_elevation", "turntable_of", "turntable_transparent",
     *_PHOTO_NAMES, *_VIEW_NAMES,
 )  # fmt: skip
 
@@ -294,29 +349,7 @@ def _load_views(args: argparse.Namespace, narrator: Narrator, settings: ViewSett
 
 
 def _batch(args: argparse.Namespace) -> int:
-    settings = _settings(args)
-    narrator = Narrator(sys.stderr, args.quiet)
-    from .batch import REPORT_FILE, RESULTS_FILE, find_photos, lift_folder
-
-    photos = find_photos(args.folder, args.out)  # before the model is loaded, so that a wrong folder fails at once
-    narrator.say(f"{len(photos)} photos in {args.folder}")
-    steps: list[OnStep] = []
-
-    def on_photo(index: int, count: int, source: str) -> OnStage:
-        label = f"[{index}/{count}] {source}"
-        steps[:] = [narrator.steps_of(label)]
-        return narrator.stages_of(label)
-
-    counts = {"done": 0, "skipped": 0, "failed": 0}
-    for result in lift_folder(
-        _load(args, narrator, settings), args.folder, args.out, settings, on_photo=on_photo,
-        on_step=lambda done, total: steps[0](done, total),
-    ):  # fmt: skip
-        counts[result.status] += 1
-        _tell(result, narrator, args.json)
-    told = ", ".join(f"{number} {status}" for status, number in counts.items())
-    narrator.say(f"{told}. See {args.out / REPORT_FILE} and {args.out / RESULTS_FILE}.")
-    return FAILED if counts["failed"] else OK
+    return run_batch(args, _settings(args))
 
 
 def _load(args: argparse.Namespace, narrator: Narrator, settings: LiftSettings) -> ImageTo3D:
@@ -420,6 +453,8 @@ def _demo(args: argparse.Namespace) -> int:
     page = _room("demo", "app", "pip install gradio")
     argv = ["--host", args.host, "--port", str(args.port), "--model", args.model, "--device", args.device]
     argv += ["--share"] if args.share else []
+    argv += [] if args.auth is None else ["--auth", args.auth]
+    argv += [] if args.models_dir is None else ["--models-dir", args.models_dir]
     return int(page.main(argv) or OK)
 
 
@@ -438,6 +473,20 @@ def _degrees(text: str) -> tuple[float, ...]:
 def _memory(text: str) -> int:
     try:
         return parse_memory(text)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _length(text: str) -> float:
+    try:
+        return parse_length(text)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _keep(text: str) -> float:
+    try:
+        return parse_keep(text)
     except SettingsError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -31,7 +31,7 @@ from lrm.volume import render
 from lrm.worth import expected_overlap
 from multiview.cameras import Cameras
 from multiview.devices import describe_device, pick_device, synchronize
-from multiview.errors import MeshError, SettingsError
+from multiview.errors import SettingsError
 from multiview.views import Views
 from multiview.weights import file_sha256
 
@@ -45,12 +45,17 @@ from .paint import painted
 from .photo import Photo, load_photo
 from .progress import OnStage, OnStep, Stopwatch, note_on_stderr
 from .provenance import PACKAGES, VIEW_PACKAGES, naming, own_version, package_versions, photo_record
+from .recipe import PipeRecipe
 from .settings import LiftSettings
+from .shape import shaped
 from .sidephotos import parse_side
+from .texture import Pictures, TextureOptions, finished, photo_view
 from .views import PhotoToViews, camera_rows, read_record
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from .runner import RunOptions
 
     PhotoSource = str | Path | Image | np.ndarray
 
@@ -122,7 +127,10 @@ class ImageTo3D:
         device: where it runs.
         dtype: number format of the network, such as ``float32``.
         dtype_reason: why it is that one.
+        recipe: how it was loaded, for other processes to do the same; None for one that was put together by hand.
     """
+
+    recipe: PipeRecipe | None = None
 
     def __init__(
         self,
@@ -204,9 +212,14 @@ class ImageTo3D:
             generator = PhotoToViews.from_pretrained(
                 views, device=device, dtype=dtype, commercial_ok=commercial_ok, max_memory=max_memory, on_note=note
             )
-        return cls(
+        pipe = cls(
             model, generator=generator, weights=record, device=torch_device, dtype=torch_dtype, dtype_reason=reason
         )
+        pipe.recipe = PipeRecipe(
+            str(name_or_folder), None if views is None else str(views), device, dtype, revision, commercial_ok,
+            max_memory,
+        )  # fmt: skip
+        return pipe
 
     @overload
     def __call__(
@@ -261,12 +274,20 @@ class ImageTo3D:
         return self._lift(photo, settings, on_stage, on_step)
 
     def lift_folder(
-        self, folder: str | Path, out: str | Path, settings: LiftSettings | None = None, **changes: Any
+        self,
+        folder: str | Path,
+        out: str | Path,
+        settings: LiftSettings | None = None,
+        *,
+        options: RunOptions | None = None,
+        **changes: Any,
     ) -> Iterator[LiftResult]:
-        """Lift every photo below ``folder`` into ``out``; see `trilift.batch.lift_folder`."""
-        from .batch import lift_folder
+        """Lift every photo below ``folder`` into ``out``; see `trilift.runner.lift_folder`."""
+        from .runner import lift_folder
 
-        return lift_folder(self, folder, out, (settings or LiftSettings()).replaced(**changes))
+        settings = (settings or LiftSettings()).replaced(**changes)
+        self.check(settings)
+        return lift_folder(self, folder, out, settings, options)
 
     @property
     def takes_views(self) -> bool:
@@ -350,11 +371,17 @@ class ImageTo3D:
                     reconstruction.field,
                     mesh_resolution=settings.resolution,
                     threshold=_threshold(settings, reconstruction.field),
+                    keep_pieces=settings.keep,
                 )
-            if settings.faces is not None and len(mesh.faces) > settings.faces:
-                with watch.stage("simplify"):
-                    mesh = simplify(mesh, reconstruction.field, settings.faces)
-            if settings.photos and seen is not None:
+            mesh, mended = shaped(mesh, reconstruction.field, settings, stage=watch.stage)
+            textured = None
+            if settings.projects or settings.texture == "baked":
+                with watch.stage("texture"):
+                    mesh, textured = finished(
+                        mesh, reconstruction.field, _pictures(cutout, seen, reconstruction),
+                        _texture_options(settings), threshold=report.threshold,
+                    )  # fmt: skip
+            elif settings.photos and seen is not None:
                 with watch.stage("paint"):
                     mesh = painted(mesh, seen.views.to("cpu"))
             with watch.stage("check"):
@@ -363,11 +390,15 @@ class ImageTo3D:
                     del checks["input_psnr"]  # from where the photo was taken is not known
         record = self._record(photo, settings, reconstruction, watch)
         record["extraction"] = {k: v for k, v in asdict(report).items() if k not in ("seconds", "warnings")}
+        if textured is not None:
+            record["texture"] = textured
+            if settings.projects:
+                checks["seen_fraction"] = textured["seen_fraction"]
         record["checks"] = checks
         said = () if seen is None else seen.warnings
         if settings.best_of > 1:
             record["best_of"] = {"by": best.by, "kept": tries.index(best), "tries": [each.told() for each in tries]}
-        record["warnings"] = [*photo.notes, *cutout.warnings, *said, *report.warnings, *_warnings(checks)]
+        record["warnings"] = [*photo.notes, *cutout.warnings, *said, *report.warnings, *mended, *_warnings(checks)]
         if seen is not None and seen.record is not None:
             record["views"] = seen.record
         views = None if seen is None else seen.generated or seen.views
@@ -608,44 +639,40 @@ def lift_folder(
     model: str | Path = "tiny",
     views: str | Path | None = None,
     device: str = "auto",
+    options: RunOptions | None = None,
     **changes: Any,
 ) -> Iterator[LiftResult]:
-    """Lift every photo below ``folder`` into ``out`` in one call; see `trilift.batch.lift_folder`."""
+    """Lift every photo below ``folder`` into ``out`` in one call; see `trilift.runner.lift_folder`.
+
+    The model is loaded with the first photo that needs it, and not at all when every photo is finished.
+    """
+    from .runner import lift_folder as run
+
     settings = LiftSettings().replaced(**changes)
     if settings.views_dir is not None:
         raise SettingsError(f"--views-dir {settings.views_dir} belongs to one photo, not to a folder of them.")
     if settings.photos:
         raise SettingsError(f"--photo {settings.photos[0]} belongs to one photo, not to a folder of them.")
-    return ImageTo3D.from_pretrained(model, views=views, device=device).lift_folder(folder, out, settings)
+    recipe = PipeRecipe(str(model), None if views is None else str(views), device)
+    return run(recipe, folder, out, settings, options)
 
 
-def simplify(mesh: Mesh, field: Field, faces: int) -> Mesh:
-    """Reduce ``mesh`` to at most ``faces`` triangles by quadric decimation; colours are asked of the field anew.
+def _pictures(cutout: Cutout, seen: _Seen | None, made: Reconstruction) -> Pictures:
+    """What a lift has to paint on its surface, in the model's world."""
+    photo = None
+    if seen is None or seen.photo_camera is not None:
+        camera = made.camera if seen is None or seen.photo_camera is None else seen.photo_camera
+        photo = photo_view(cutout.to_tensor(len(cutout.image)), camera)
+    if seen is None:
+        return Pictures(photo)
+    if seen.generated is not None or (seen.record or {}).get("written_by"):
+        return Pictures(photo, generated=(seen.generated or seen.views).to("cpu"))
+    others = seen.views if photo is None else seen.views.select(range(1, len(seen.views)))
+    return Pictures(photo, photos=others.to("cpu"))
 
-    Args:
-        mesh: any closed mesh in the world frame.
-        field: what it was taken from.
-        faces: triangles wanted, at least 4.
 
-    Raises:
-        MeshError: nothing is left at so few triangles.
-    """
-    import fast_simplification
-
-    if len(mesh.faces) <= faces:
-        return mesh
-    vertices, triangles = fast_simplification.simplify(
-        np.ascontiguousarray(mesh.vertices, np.float32), np.ascontiguousarray(mesh.faces, np.int32), target_count=faces
-    )
-    if len(triangles) == 0:
-        raise MeshError(f"faces={faces}: nothing is left of {len(mesh.faces)} triangles. Ask for more faces.")
-    points = torch.as_tensor(vertices, dtype=torch.float32, device=field.device)
-    with torch.no_grad():
-        colors = torch.cat([field.color(chunk) for chunk in points.split(_COLOR_CHUNK)]).clamp(0, 1)
-    return Mesh(
-        vertices=np.asarray(vertices, np.float32), faces=np.asarray(triangles, np.int32),
-        colors=colors.cpu().numpy().astype(np.float32),
-    )  # fmt: skip
+def _texture_options(settings: LiftSettings) -> TextureOptions:
+    return TextureOptions(settings.texture, settings.texture_size, settings.projects, mirror=settings.upright == "auto")
 
 
 @torch.no_grad()

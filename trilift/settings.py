@@ -11,17 +11,32 @@ from typing import Any, Literal, Self, cast
 
 from multiview.errors import SettingsError
 
+from .profiles import PROFILES, Profile
+
 # The same as lrm.meshfile.FORMATS (a test holds them together); repeated so that --help does not load torch.
-FORMATS = ("glb", "obj", "ply", "stl", "usdz")
+FORMATS = ("glb", "obj", "ply", "stl", "usdz", "gltf", "3mf")
+LIFT_FORMATS = (*FORMATS, "splats")
+"""Of a lift, which has a field to take Gaussian splats from, beside its mesh."""
+REMESH_WAYS = ("off", "isotropic", "quads")
+TURNTABLE_FORMATS = ("gif", "webp", "png", "mp4")
 BACKGROUNDS = ("auto", "keep", "remove")
 THRESHOLD_WORDS = ("auto", "median")
 # The same as multiview.generator.SCHEDULERS, for the same reason.
 SCHEDULERS = ("ddim", "dpm++", "unipc")
+TEXTURES = ("vertex", "baked")
+PROJECTIONS = ("auto", "on", "off")
+BAKED_FACES = 20_000
+"""Triangles of a mesh with a baked texture, unless asked otherwise: what unwraps in seconds."""
+MAX_TEXTURE_SIZE = 8192
 MAX_RESOLUTION = 2048
 MAX_RING = 64
 MAX_BEST_OF = 64
+MAX_LODS = 4
+MAX_TURNTABLE_FRAMES = 360
+MAX_SMOOTH = 200
 # What shapes generated views; the names that `LiftSettings` and `ViewSettings` share.
 _GENERATING = ("view_steps", "guidance", "scheduler", "view_batch", "parity")
+_LENGTH_UNITS = {"": 1.0, "m": 1.0, "cm": 0.01, "mm": 0.001, "in": 0.0254, "ft": 0.3048}
 _MEMORY_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -103,6 +118,43 @@ class ViewSettings(_Settings):
 
 
 @dataclass(frozen=True)
+class SaveSettings(_Settings):
+    """Which files are written of an asset, and how; the names are those of `LiftSettings`, which explains them.
+
+    Raises:
+        SettingsError: a value out of range, or two that exclude each other.
+    """
+
+    formats: tuple[str, ...] = ("glb",)
+    profile: str | None = None
+    height: float | None = None
+    scale: float | None = None
+    roughness: float = 0.9
+    lods: int = 0
+    splats: int = 100_000
+    turntable: bool = False
+    turntable_formats: tuple[str, ...] | None = None
+    turntable_frames: int = 36
+    turntable_size: int = 320
+    turntable_elevation: float = 15.0
+    turntable_of: Literal["mesh", "field"] = "mesh"
+    turntable_transparent: bool = False
+    sheet: bool = False
+
+    def __post_init__(self) -> None:
+        _take_profile(self)
+        _check_saving(self)
+
+    @property
+    def for_program(self) -> Profile | None:
+        """What ``profile`` names."""
+        return None if self.profile is None else PROFILES[self.profile]
+
+
+_SAVING = tuple(f.name for f in dataclasses.fields(SaveSettings))
+
+
+@dataclass(frozen=True)
 class LiftSettings(_Settings):
     """How one photo is lifted; the defaults are those of the command line.
 
@@ -125,12 +177,33 @@ class LiftSettings(_Settings):
         view_steps, guidance, scheduler, view_batch, parity: of generated views, see `ViewSettings`.
         upright: ``auto`` stands the object upright by the elevation, ``off`` leaves it in the camera's pitch.
         faces: at most so many triangles, by quadric decimation, at least 4; None keeps all.
-        texture: ``vertex``: colours sit at the vertices.
-        formats: file formats to write, names of `FORMATS`.
+        texture: ``vertex``: colours sit at the vertices; ``baked``: in a picture on the unwrapped surface, of at most
+            `BAKED_FACES` triangles unless ``faces`` says otherwise.
+        texture_size: texels per side of that picture, 16 to 8192.
+        project: whether the photo itself is painted on what it sees (`trilift.texture`): ``auto`` unless the threshold
+            is ``median``, where the surface says nothing; ``on`` always, ``off`` never.
+        formats: file formats to write, names of `LIFT_FORMATS`.
         turntable: whether to write a turntable.
         seed: the one source of random numbers, 0 to 2^63 - 1; models that draw none only record it.
-        height: height of the exported object (up axis) in file units, > 0.
-        scale: file units for each world unit, > 0; not together with ``height``.
+        height: height of the exported object (up axis) in metres, > 0; see `parse_length`.
+        scale: metres for each world unit, > 0; not together with ``height``.
+        profile: of `trilift.profiles.PROFILES`; it takes the place of ``faces``, ``texture``, ``keep`` and
+            ``watertight`` where they are at their defaults, and adds its formats.
+        keep: pieces with a smaller share of the largest piece's surface are dropped, 0 (none) to 1 (all but the
+            largest); inner shells always are.
+        smooth: passes of smoothing that keeps the volume, 0 to 200.
+        remesh: ``isotropic``: triangles of even size; ``quads``: in pairs, by Instant Meshes (extra ``quads``).
+        watertight: whether to make sure, through manifold3d, that the mesh is closed, manifold and outward.
+        lods: further levels of detail, 0 to 4, each with half the triangles of the one before.
+        roughness: of the material, 0 to 1.
+        splats: how many Gaussians the format ``splats`` writes, 100 to 5,000,000.
+        turntable_formats: of `TURNTABLE_FORMATS`; None for gif, and mp4 where the extra ``video`` is installed.
+        turntable_frames: pictures of a full turn, 1 to 360.
+        turntable_size: pixels per side, 16 to 4096.
+        turntable_elevation: of the cameras in degrees, -89 to 89.
+        turntable_of: ``mesh``, or the ``field``, volume rendered (slower, as the model sees it).
+        turntable_transparent: alpha in place of white, in formats that have it.
+        sheet: whether to write ``sheet.png``: front, side, behind and top.
 
     Raises:
         SettingsError: a value out of range, or two that exclude each other.
@@ -153,32 +226,66 @@ class LiftSettings(_Settings):
     parity: bool = False
     upright: Literal["auto", "off"] = "auto"
     faces: int | None = None
-    texture: Literal["vertex"] = "vertex"
+    texture: Literal["vertex", "baked"] = "vertex"
+    texture_size: int = 1024
+    project: Literal["auto", "on", "off"] = "auto"
     formats: tuple[str, ...] = ("glb",)
     turntable: bool = False
     seed: int = 0
     height: float | None = None
     scale: float | None = None
+    profile: str | None = None
+    keep: float = 0.01
+    smooth: int = 0
+    remesh: Literal["off", "isotropic", "quads"] = "off"
+    watertight: bool = False
+    lods: int = 0
+    roughness: float = 0.9
+    splats: int = 100_000
+    turntable_formats: tuple[str, ...] | None = None
+    turntable_frames: int = 36
+    turntable_size: int = 320
+    turntable_elevation: float = 15.0
+    turntable_of: Literal["mesh", "field"] = "mesh"
+    turntable_transparent: bool = False
+    sheet: bool = False
 
     def __post_init__(self) -> None:
+        _take_profile(self)
         _whole("resolution", self.resolution, 16, MAX_RESOLUTION)
         if self.threshold not in THRESHOLD_WORDS:
             _number("threshold", self.threshold, 0.0, math.inf, open_low=True, also=" or ".join(THRESHOLD_WORDS))
         _one_of("upright", self.upright, ("auto", "off"))
-        _one_of("texture", self.texture, ("vertex",))
+        _one_of("texture", self.texture, TEXTURES)
+        _whole("texture_size", self.texture_size, 16, MAX_TEXTURE_SIZE)
+        _one_of("project", self.project, PROJECTIONS)
         _check_photo(self)
         _check_generating(self)
         _number("fov", self.fov, 1.0, 150.0)
         _whole("best_of", self.best_of, 1, MAX_BEST_OF)
         _number("best_of_seconds", self.best_of_seconds, 0.0, math.inf, open_low=True)
         _check_side_photos(self)
-        _number("height", self.height, 0.0, math.inf, open_low=True)
-        _number("scale", self.scale, 0.0, math.inf, open_low=True)
         if self.faces is not None:
             _whole("faces", self.faces, 4, 2**31 - 1)
-        if self.height is not None and self.scale is not None:
-            raise SettingsError(f"height={self.height:g} and scale={self.scale:g} exclude each other. Give one.")
-        _check_formats(self.formats)
+        _number("keep", self.keep, 0.0, 1.0, needed=True)
+        _whole("smooth", self.smooth, 0, MAX_SMOOTH)
+        _one_of("remesh", self.remesh, REMESH_WAYS)
+        _check_switch("watertight", self.watertight)
+        _check_saving(self)
+
+    def saving(self) -> SaveSettings:
+        """What these settings say about files."""
+        return SaveSettings(**{name: getattr(self, name) for name in _SAVING})
+
+    @property
+    def face_budget(self) -> int | None:
+        """Triangles at most: ``faces``, or `BAKED_FACES` for a baked texture."""
+        return BAKED_FACES if self.faces is None and self.texture == "baked" else self.faces
+
+    @property
+    def projects(self) -> bool:
+        """Whether pictures are painted onto the surface."""
+        return self.project == "on" or (self.project == "auto" and self.threshold != "median")
 
     def generating(self) -> dict[str, Any]:
         """Those settings that are about generated views and differ from their defaults."""
@@ -216,6 +323,79 @@ def parse_memory(text: str | int) -> int:
     if found is None or unit is None or unit not in _MEMORY_UNITS or float(found[1]) <= 0:
         raise SettingsError(f"max_memory={text!r}: expected bytes such as 6GB, 500MB, 4GiB or 6000000000.")
     return int(float(found[1]) * _MEMORY_UNITS[unit])
+
+
+def parse_length(text: str | float) -> float:
+    """``30cm``, ``1.2m``, ``250mm``, ``12in``, ``5ft`` or a plain number of metres → metres.
+
+    Raises:
+        SettingsError: it is none of these, or not positive.
+    """
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z]*)\s*", str(text))
+    unit = found[2].lower() if found else None
+    if found is None or unit is None or unit not in _LENGTH_UNITS or float(found[1]) <= 0:
+        units = ", ".join(name for name in _LENGTH_UNITS if name)
+        raise SettingsError(f"height={text!r}: expected a length above 0 such as 30cm, 1.2m or 0.3; units are {units}.")
+    return float(found[1]) * _LENGTH_UNITS[unit]
+
+
+def parse_keep(text: str | float) -> float:
+    """``largest``, ``all`` or a share such as ``5%`` → the smallest share of the largest piece's surface that stays.
+
+    Raises:
+        SettingsError: it is none of these.
+    """
+    words = {"largest": 1.0, "all": 0.0}
+    if text in words:
+        return words[str(text)]
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*%\s*", str(text))
+    if found is None or float(found[1]) > 100:
+        raise SettingsError(f"keep={text!r}: expected largest, all, or a share from 0% to 100% such as 5%.")
+    return float(found[1]) / 100
+
+
+def _take_profile(settings: LiftSettings | SaveSettings) -> None:
+    """Put what a profile wants in the place of defaults, and add its formats."""
+    if settings.profile is None:
+        return
+    _one_of("profile", settings.profile, tuple(PROFILES))
+    profile, set_ = PROFILES[settings.profile], object.__setattr__  # the dataclass is frozen for others
+    if isinstance(settings.formats, tuple):
+        more = tuple(name for name in profile.formats if name not in settings.formats)
+        set_(settings, "formats", settings.formats + more)
+    for field in dataclasses.fields(settings):
+        wanted = profile.settings().get(field.name)
+        if wanted is not None and getattr(settings, field.name) == field.default:
+            set_(settings, field.name, wanted)
+
+
+def _check_saving(settings: LiftSettings | SaveSettings) -> None:
+    """What decides the files."""
+    _check_formats(settings.formats)
+    _number("height", settings.height, 0.0, math.inf, open_low=True)
+    _number("scale", settings.scale, 0.0, math.inf, open_low=True)
+    if settings.height is not None and settings.scale is not None:
+        raise SettingsError(f"height={settings.height:g} and scale={settings.scale:g} exclude each other. Give one.")
+    _number("roughness", settings.roughness, 0.0, 1.0, needed=True)
+    _whole("lods", settings.lods, 0, MAX_LODS)
+    _whole("splats", settings.splats, 100, 5_000_000)
+    _whole("turntable_frames", settings.turntable_frames, 1, MAX_TURNTABLE_FRAMES)
+    _whole("turntable_size", settings.turntable_size, 16, 4096)
+    _number("turntable_elevation", settings.turntable_elevation, -89.0, 89.0, needed=True)
+    _one_of("turntable_of", settings.turntable_of, ("mesh", "field"))
+    for name in ("turntable", "turntable_transparent", "sheet"):
+        _check_switch(name, getattr(settings, name))
+    if settings.turntable_formats is not None:
+        if not isinstance(settings.turntable_formats, tuple) or not settings.turntable_formats:
+            wanted = ", ".join(TURNTABLE_FORMATS)
+            raise SettingsError(f"turntable_formats={settings.turntable_formats!r}: expected one or more of {wanted}.")
+        for name in settings.turntable_formats:
+            _one_of("turntable_formats", name, TURNTABLE_FORMATS)
+
+
+def _check_switch(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise SettingsError(f"{name}={value!r}: expected True or False.")
 
 
 def _check_photo(settings: LiftSettings | ViewSettings) -> None:
@@ -276,9 +456,9 @@ def _check_angles(settings: ViewSettings) -> None:
 
 def _check_formats(formats: Any) -> None:
     if not isinstance(formats, tuple) or not formats:
-        raise SettingsError(f"formats={formats!r}: expected a list of one or more of {', '.join(FORMATS)}.")
+        raise SettingsError(f"formats={formats!r}: expected a list of one or more of {', '.join(LIFT_FORMATS)}.")
     for name in formats:
-        _one_of("formats", name, FORMATS)
+        _one_of("formats", name, LIFT_FORMATS)
     if len(set(formats)) != len(formats):
         raise SettingsError(f"formats={','.join(formats)} names one format twice. Name each once.")
 
@@ -293,9 +473,18 @@ def _whole(name: str, value: Any, low: int, high: int) -> None:
         raise SettingsError(f"{name}={value!r}: expected a whole number from {low} to {high}.")
 
 
-def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = False, also: str | None = None) -> None:
-    """None passes; anything else must be a finite number in [low, high] (or above ``low`` when ``open_low``)."""
-    if value is None:
+def _number(
+    name: str,
+    value: Any,
+    low: float,
+    high: float,
+    *,
+    open_low: bool = False,
+    also: str | None = None,
+    needed: bool = False,
+) -> None:
+    """A finite number in [low, high] (or above ``low`` when ``open_low``); None passes, unless it is ``needed``."""
+    if value is None and not needed:
         return
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not good or value > high or value < low or (open_low and value == low):

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 Bytes = NDArray[np.uint8]
 
+TURNTABLE_FPS = 18.0
 _MARGIN = 1.05  # bounding sphere to picture border
+_SHEET_FOV_DEG, _FROM_ABOVE_DEG = 20.0, 89.9
+_WEBP_QUALITY = 85
 _PALETTE_COLORS = 255  # of 256: the last one stands for transparent
 _DITHER = 2.5  # how far dithering may move a colour, in units of what the palette misses it by
 _PALETTE_SAMPLES = 1 << 18  # pixels that choose the palette
@@ -63,11 +66,45 @@ def turntable(
     """
     if min(frames, size) < 1:
         raise SettingsError(f"a turntable wants frames and size of at least 1, found {frames} frames of {size} px.")
+    cameras = _around(*_ball(subject), [k * 360 / frames for k in range(frames)], elevation_deg, fov_deg)
+    return _drawn(subject, cameras, size, background, shading)
+
+
+def four_sides(
+    subject: Mesh | Field, *, size: int = 512, background: float | Sequence[float] | None = 1.0, shading: bool = True
+) -> Bytes:
+    """Draw the front, the side that is right of it, the back and the top, for a picture sheet.
+
+    Args:
+        subject, size, background, shading: see `turntable`.
+
+    Returns:
+        (4, size, size, 3 or 4) uint8 sRGB; seen level from the front, the photo's right and behind, and from above with
+        the front at the bottom of the picture.
+
+    Raises:
+        SettingsError: ``size`` not positive.
+        FieldError: the field has no density at its level.
+    """
+    if size < 1:
+        raise SettingsError(f"a sheet wants pictures of at least 1 px, found {size}.")
     center, ball_radius = _ball(subject)
-    cameras = _around(center, ball_radius, frames, elevation_deg, fov_deg)
-    # One view at a time: supersampled pictures of a whole turn would take gigabytes at large sizes.
+    level = _around(center, ball_radius, [0.0, 90.0, 180.0], 0.0, _SHEET_FOV_DEG)
+    # Straight from above the camera's own up would be undefined.
+    top = _around(center, ball_radius, [0.0], _FROM_ABOVE_DEG, _SHEET_FOV_DEG)
+    cameras = Cameras(torch.cat([level.c2w, top.c2w]), torch.cat([level.intrinsics, top.intrinsics]))
+    return _drawn(subject, cameras, size, background, shading)
+
+
+def _drawn(
+    subject: Mesh | Field, cameras: Cameras, size: int, background: float | Sequence[float] | None, shading: bool
+) -> Bytes:
+    """Pictures (V, size, size, 3 or 4) from ``cameras``.
+
+    One view at a time: supersampled pictures of a whole turn would take gigabytes at large sizes.
+    """
     pictures = []
-    for index in range(frames):
+    for index in range(len(cameras)):
         camera = cameras.select([index])
         if isinstance(subject, Mesh):
             view = render_mesh(subject, camera, size, shading=shading)
@@ -139,6 +176,65 @@ def write_gif(frames: Bytes, path: str | Path, fps: float = 20.0) -> None:
         )  # fmt: skip
 
 
+def write_webp(frames: Bytes, path: str | Path, fps: float = 20.0) -> None:
+    """Write an endless animated WebP: all colours, and soft alpha where the frames have it.
+
+    Args:
+        frames: (K, H, W, 3 or 4) uint8.
+        path: the file to write; the same frames give the same bytes.
+        fps: frames per second, to the nearest millisecond.
+
+    Raises:
+        SettingsError: ``fps`` not positive.
+        ImageError: no frames, or another shape than stated.
+        OutputError: the file could not be written.
+    """
+    from PIL import Image
+
+    _check_frames(frames, fps)
+    pictures = [Image.fromarray(np.ascontiguousarray(frame)) for frame in frames]
+    with written_whole(path) as aside:
+        pictures[0].save(
+            aside, "WEBP", save_all=True, append_images=pictures[1:], duration=max(round(1000 / fps), 1), loop=0,
+            quality=_WEBP_QUALITY, method=4,
+        )  # fmt: skip
+
+
+def turntable_file_names(frames: int) -> tuple[str, ...]:
+    """Names of the single pictures of a turn."""
+    return tuple(f"turntable_{index:03d}.png" for index in range(frames))
+
+
+def write_turntable(frames: Bytes, folder: Path, formats: Sequence[str]) -> None:
+    """Write a turn as ``turntable.gif``, ``.webp`` or ``.mp4``, or as ``turntable_000.png`` and so on.
+
+    Args:
+        frames: (K, H, W, 3 or 4) uint8, as `turntable` gives them; mp4 has no alpha and shows white behind.
+        folder: where to.
+        formats: of gif, webp, png and mp4.
+
+    Raises:
+        SettingsError: another format, or mp4 without the extra ``video``.
+        OutputError: a file could not be written.
+    """
+    writers = {"gif": write_gif, "webp": write_webp, "mp4": write_video}
+    for name in dict.fromkeys(formats):
+        if name == "png":
+            _write_pngs(frames, folder)
+        elif name in writers:
+            writers[name](frames, folder / f"turntable.{name}", TURNTABLE_FPS)
+        else:
+            raise SettingsError(f"turntable format {name!r}: expected gif, webp, png or mp4.")
+
+
+def _write_pngs(frames: Bytes, folder: Path) -> None:
+    from PIL import Image
+
+    for name, frame in zip(turntable_file_names(len(frames)), frames, strict=True):
+        with written_whole(folder / name) as aside:
+            Image.fromarray(np.ascontiguousarray(frame)).save(aside, "PNG")
+
+
 def video_writer() -> str | None:
     """Which package can write mp4 here: ``imageio_ffmpeg``, ``av``, or None (the extra ``video`` is not installed)."""
     return next((name for name in ("imageio_ffmpeg", "av") if importlib.util.find_spec(name) is not None), None)
@@ -197,10 +293,12 @@ _VIDEO_WRITERS: dict[str, Callable[[Bytes, Path, float], None]] = {
 }
 
 
-def _around(center: NDArray[Any], ball_radius: float, frames: int, elevation_deg: float, fov_deg: float) -> Cameras:
+def _around(
+    center: NDArray[Any], ball_radius: float, azimuths_deg: Sequence[float], elevation_deg: float, fov_deg: float
+) -> Cameras:
     """Cameras on a circle about ``center`` (3,), as far away as a ball of that radius fills the picture."""
     distance = _MARGIN * ball_radius / np.sin(np.deg2rad(fov_deg) / 2)
-    cameras = orbit([k * 360 / frames for k in range(frames)], elevation_deg, float(distance), fov_deg)
+    cameras = orbit(list(azimuths_deg), elevation_deg, float(distance), fov_deg)
     c2w = cameras.c2w.clone()
     c2w[:, :3, 3] += torch.as_tensor(center, dtype=c2w.dtype)
     return Cameras(c2w, cameras.intrinsics)

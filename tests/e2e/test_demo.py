@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
+import os
 import re
+import shlex
+import threading
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +22,13 @@ import trimesh
 from PIL import Image
 
 import trilift
-from demo.app import BACKGROUNDS, EXTRA_FORMATS, STAGES, Workbench, build_app, launch_options, main
-from tests.fakes import HALF_AXES, FakeModel, draw_photo
-from trilift import ImageTo3D, LiftSettings, TriliftError
+from demo.app import MAX_WAITING, build_app, launch_options, main, parse_auth
+from lrm.meshfile import read_mesh
+from tests.fakes import HALF_AXES, FakeModel, draw_photo, use_fake_model
+from trilift import ImageTo3D, TriliftError, cli
 
 COLOR = (200, 60, 40)
+EXAMPLES = sorted((Path(trilift.__file__).parent / "examples").glob("*.png"))
 
 
 class Loader:
@@ -53,21 +62,26 @@ def loader() -> Loader:
 def server(store: Path, loader: Loader) -> Iterator[str]:
     """Address of the running page."""
     page = build_app(loader)
-    _, url, _ = page.launch(**launch_options(), prevent_thread_lock=True, quiet=True)
+    _, url, _ = page.launch(**launch_options(blocks=page), prevent_thread_lock=True, quiet=True)
     yield url
     page.close()
+    page.sessions.close()
 
 
 @pytest.fixture(scope="module")
 def client(server: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from gradio_client import Client
-
-    return Client(server, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
+    return connect(server, tmp_path_factory.mktemp("downloads"))
 
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_photo(tmp_path_factory.mktemp("photos") / "ball.png", COLOR)
+
+
+def connect(server: str, downloads: Path, **options: Any) -> Any:
+    from gradio_client import Client
+
+    return Client(server, verbose=False, download_files=str(downloads), **options)
 
 
 def upload(path: Path) -> Any:
@@ -76,24 +90,59 @@ def upload(path: Path) -> Any:
     return handle_file(str(path))
 
 
-def test_a_photo_becomes_a_glb(client: Any, loader: Loader, photo: Path, store: Path) -> None:
-    mesh, cutout, message, files = client.predict(
-        photo=upload(photo), resolution=64, background="auto", elevation=10, seed=3, formats=["obj"], api_name="/lift"
+def sha256(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def post(url: str, value: Any) -> Any:
+    """The answer to JSON."""
+    request = urllib.request.Request(url, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def call(server: str, name: str, data: list[Any]) -> str:
+    """What a raw caller of ``/lift`` and so on is answered: the stream of events as text."""
+    event = post(f"{server}gradio_api/call/{name}", {"data": data})["event_id"]
+    with urllib.request.urlopen(f"{server}gradio_api/call/{name}/{event}", timeout=60) as answer:
+        return answer.read().decode()  # type: ignore[no-any-return]
+
+
+def test_a_photo_becomes_a_glb(client: Any, photo: Path, store: Path) -> None:
+    mesh, files, info = client.predict(
+        photo=upload(photo), resolution=64, elevation=10, seed=3, formats=["obj"], api_name="/lift"
     )
     found = trimesh.load(mesh, force="mesh", process=False)
     assert found.is_watertight
     # File axes: wide (world y), tall (world z), deep (world x); the longest side is 1.
     assert found.extents == pytest.approx(np.array(HALF_AXES)[[1, 2, 0]] / max(HALF_AXES), abs=0.03)
-    with Image.open(cutout) as image:
-        assert image.mode == "RGBA"
+    by_name = {Path(file).name: Path(file) for file in files}
+    assert set(by_name) >= {"mesh.glb", "mesh.obj", "input.png", "asset.json"}
+    with Image.open(by_name["input.png"]) as image:
         assert image.getpixel((image.width // 2, image.height // 2)) == (*COLOR, 255)
         assert image.getpixel((0, 0))[3] == 0  # type: ignore[index]
-    assert re.match(rf"{len(found.vertices)} vertices, {len(found.faces)} triangles, [\d.]+ s", message)
-    assert {Path(file).name for file in files} == {"mesh.glb", "mesh.obj", "input.png", "asset.json"}
-    record = next(file for file in files if file.endswith("asset.json"))
-    assert '"seed": 3' in Path(record).read_text("utf-8")
-    # The folder that the asset was saved in is gone; what remains lies in the page's own store.
-    assert list((store / "tmp").glob("trilift-demo-*")) == []
+    assert (info["vertices"], info["faces"]) == (len(found.vertices), len(found.faces))
+    assert info["name"] == "ball" and info["expected_iou"] is None
+    record = by_name["asset.json"].read_text("utf-8")
+    assert json.loads(record)["seed"] == 3
+    assert json.loads(record)["photo"]["name"] == "ball.png"
+    assert str(store) not in record, "where the server keeps files is nobody's business"
+
+
+def test_the_command_line_gives_the_same_mesh(
+    client: Any, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mesh, _, info = client.predict(
+        photo=upload(photo), resolution=64, elevation=-12.5, faces=300, seed=7, formats=["stl"], api_name="/lift"
+    )
+    words = shlex.split(info["command"])
+    assert words[:3] == ["trilift", "lift", "ball.png"]
+    use_fake_model(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ball.png").write_bytes(photo.read_bytes())
+    assert cli.main([*words[1:], "--quiet"]) == 0
+    assert sha256(mesh) == sha256("out/ball/mesh.glb")
+    assert Path("out/ball/mesh.stl").is_file()
 
 
 def test_the_model_is_loaded_once(client: Any, loader: Loader, photo: Path) -> None:
@@ -102,11 +151,29 @@ def test_the_model_is_loaded_once(client: Any, loader: Loader, photo: Path) -> N
     assert loader.calls == 1
 
 
+def test_the_api_lists_models(client: Any) -> None:
+    rows = client.predict(api_name="/models")
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["tiny"]["stage"] == "reconstruction" and by_name["tiny"]["here"] is True
+    assert by_name["tiny-views"]["stage"] == "views"
+    assert all("path" not in row for row in rows)
+
+
+def test_the_api_makes_views(client: Any, photo: Path) -> None:
+    files, info = client.predict(photo=upload(photo), views="tiny-views", view_steps=1, seed=5, api_name="/views")
+    names = {Path(file).name for file in files}
+    assert names >= {"000.png", "001.png", "views.png", "cameras.json", "transforms.json", "views.json"}
+    assert info["seed"] == 5 and len(info["cameras"]) == 6
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         pytest.param("notes.png", b"this is not a picture", r"notes\.png", id="not an image"),
         pytest.param("empty.png", b"", r"empty\.png", id="zero bytes"),
+        pytest.param(
+            "x.svg", b"<svg xmlns='http://www.w3.org/2000/svg'><script>1</script></svg>", "not an image", id="svg"
+        ),
     ],
 )
 def test_a_bad_upload_gets_a_friendly_message(
@@ -115,29 +182,33 @@ def test_a_bad_upload_gets_a_friendly_message(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(Exception, match=words) as raised:
         client.predict(photo=upload(tmp_path / name), resolution=64, api_name="/lift")
-    # Where the server keeps uploads is nobody's business.
     assert str(store) not in str(raised.value)
     assert "Traceback" not in str(raised.value)
 
 
 def test_nothing_left_in_the_picture(client: Any, tmp_path: Path) -> None:
     Image.new("RGBA", (64, 64), (10, 20, 30, 0)).save(tmp_path / "glass.png")
-    with pytest.raises(Exception, match=r"glass\.png.*transparent"):
+    with pytest.raises(Exception, match=r"glass\.png.*transparent") as raised:
         client.predict(photo=upload(tmp_path / "glass.png"), resolution=64, api_name="/lift")
+    assert "sessions" not in str(raised.value)
 
 
 def test_no_photo(client: Any) -> None:
-    with pytest.raises(Exception, match="Choose a photo first"):
-        client.predict(photo=None, api_name="/lift")
+    for name in ("/lift", "/views"):
+        with pytest.raises(Exception, match="Choose a photo first"):
+            client.predict(photo=None, api_name=name)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         pytest.param({"resolution": 4096}, "greater than maximum", id="too fine"),
-        pytest.param({"elevation": 200}, "greater than maximum", id="elevation"),
+        pytest.param({"elevation": 200}, "elevation=200", id="elevation"),
+        pytest.param({"elevation": "high"}, "elevation is 'high'; expected degrees", id="words for a number"),
         pytest.param({"background": "blur"}, "blur", id="background"),
         pytest.param({"formats": ["exe"]}, "exe", id="format"),
+        pytest.param({"model": "/etc"}, "'/etc' is not a model of this page", id="a path for a model"),
+        pytest.param({"views": "../x"}, r"'\.\./x' is not a model of this page", id="a path for a generator"),
     ],
 )
 def test_values_from_outside_are_checked(client: Any, photo: Path, arguments: dict[str, Any], words: str) -> None:
@@ -145,20 +216,164 @@ def test_values_from_outside_are_checked(client: Any, photo: Path, arguments: di
         client.predict(photo=upload(photo), api_name="/lift", **arguments)
 
 
+# What is not an upload is not read.
+
+
+@pytest.mark.parametrize("name", ["lift", "views"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param("{secret}", id="a file of the server"),
+        pytest.param("{store}/../photos/secret.png", id="climbing"),
+        pytest.param("/etc/passwd", id="absolute"),
+        pytest.param("http://127.0.0.1:9/x.png", id="an address"),
+        pytest.param("file:///etc/passwd", id="a file address"),
+        pytest.param("a\u0000b", id="NUL"),
+    ],
+)
+def test_paths_of_the_server_are_refused(server: str, store: Path, tmp_path: Path, name: str, path: str) -> None:
+    secret = draw_photo(tmp_path / "secret.png")
+    said = path.format(secret=secret, store=store)
+    payload = {"path": said, "meta": {"_type": "gradio.FileData"}, "orig_name": "x.png"}
+    rest = [None, None, None, "tiny", "", 0, 0, 64, "auto", "", "vertex", 0, 1, [], False]
+    data = [payload, *(rest if name == "lift" else ["tiny-views", 1, 0, "auto", ""])]
+    text = call(server, name, data)
+    assert "event: error" in text and "event: complete" not in text
+    assert "mesh.glb" not in text
+
+
+def test_another_visitors_files_are_refused(client: Any, server: str, photo: Path, store: Path) -> None:
+    client.predict(photo=upload(photo), resolution=64, api_name="/lift")
+    theirs = next((store / "gradio" / "sessions").rglob("input.png"))
+    payload = {"path": str(theirs), "meta": {"_type": "gradio.FileData"}, "orig_name": "x.png"}
+    text = call(server, "views", [payload, "tiny-views", 1, 0, "auto", ""])
+    assert "event: error" in text and "not uploaded here" in text
+
+
 def test_files_of_the_server_are_not_served(server: str, tmp_path: Path) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("secret")
+    for path in (secret, "http://127.0.0.1:9/", "/etc/passwd"):
+        with pytest.raises(urllib.error.HTTPError) as raised:
+            urllib.request.urlopen(f"{server}gradio_api/file={path}", timeout=10)
+        assert raised.value.code in (403, 404)
+
+
+def test_names_of_uploads_do_not_escape(server: str, store: Path, photo: Path) -> None:
+    """Multipart bodies written by hand, since clients clean names up."""
+    before = {path for path in store.parent.rglob("*") if path.is_file() and store / "gradio" not in path.parents}
+    for name in (
+        "../../../evil.png",
+        "/tmp/evil.png",
+        "..\\evil.png",
+        "a\x00b.png",
+        "x" * 300 + ".png",
+        "\x1b[31m.png",
+    ):
+        body = (
+            b'--edge\r\nContent-Disposition: form-data; name="files"; filename="' + name.encode() + b'"\r\n'
+            b"Content-Type: image/png\r\n\r\n" + photo.read_bytes() + b"\r\n--edge--\r\n"
+        )
+        headers = {"Content-Type": "multipart/form-data; boundary=edge"}
+        request = urllib.request.Request(f"{server}gradio_api/upload", body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                for path in json.load(answer):
+                    assert Path(path).resolve().is_relative_to((store / "gradio").resolve())
+        except urllib.error.HTTPError as error:
+            assert error.code in (400, 413, 422, 500), name
+    after = {path for path in store.parent.rglob("*") if path.is_file() and store / "gradio" not in path.parents}
+    assert after == before
+    with urllib.request.urlopen(f"{server}health", timeout=10) as answer:
+        assert json.load(answer)["status"] == "ok"
+
+
+def test_a_request_with_another_host_name_is_refused(server: str) -> None:
+    request = urllib.request.Request(f"{server}config", headers={"Host": "evil.example"})
     with pytest.raises(urllib.error.HTTPError) as raised:
-        urllib.request.urlopen(f"{server}gradio_api/file={secret}", timeout=10)
-    assert raised.value.code in (403, 404)
+        urllib.request.urlopen(request, timeout=10)
+    assert raised.value.code == 421
 
 
-def test_the_page_has_one_public_endpoint_and_a_bounded_queue(client: Any, server: str) -> None:
-    assert list(client.view_api(return_format="dict", print_info=False)["named_endpoints"]) == ["/lift"]
+# The server.
+
+
+def test_the_page_has_three_public_endpoints_and_a_bounded_queue(client: Any, server: str) -> None:
+    named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert sorted(named) == ["/lift", "/models", "/views"]
     with urllib.request.urlopen(f"{server}config", timeout=10) as answer:
         config = json.load(answer)
     assert config["analytics_enabled"] is False
-    assert build_app(Loader())._queue.max_size == 16
+    assert build_app(Loader())._queue.max_size == MAX_WAITING == 16
+
+
+def test_the_documentation_has_every_parameter_of_the_api(client: Any) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "demo.md").read_text("utf-8")
+    for name, endpoint in client.view_api(return_format="dict", print_info=False)["named_endpoints"].items():
+        assert f"### `{name}`" in text
+        for parameter in endpoint["parameters"]:
+            assert f"`{parameter['parameter_name']}`" in text, (name, parameter["parameter_name"])
+
+
+def test_the_health_address(server: str) -> None:
+    with urllib.request.urlopen(f"{server}health", timeout=10) as answer:
+        said = json.load(answer)
+        assert answer.headers["Content-Type"] == "application/json"
+    assert said["status"] == "ok" and said["max_waiting"] == 16 and said["waiting"] == 0
+
+
+def folders(store: Path) -> set[Path]:
+    """Those of the visitors."""
+    return set((store / "gradio" / "sessions").glob("*"))
+
+
+def wait_until_gone(folder: Path) -> None:
+    end = time.monotonic() + 60
+    while folder.exists() and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not folder.exists()
+
+
+def test_what_a_visitor_leaves_is_removed(server: str, photo: Path, store: Path, tmp_path: Path) -> None:
+    visitor = connect(server, tmp_path)
+    before = folders(store)
+    own = draw_photo(tmp_path / "mine.png", (1, 2, 3))
+    visitor.predict(photo=upload(own), resolution=64, api_name="/lift")
+    (folder,) = folders(store) - before
+    assert folder.stat().st_mode & 0o077 == 0, "for this user alone"
+    visitor.close()
+    wait_until_gone(folder)
+    assert [path for path in (store / "gradio").rglob("mine.png")] == []
+
+
+def test_an_example_outlives_the_visitor_who_uploaded_it(server: str, store: Path, tmp_path: Path) -> None:
+    """Gradio keeps equal files once, so that an upload of an example is the page's own copy."""
+    example = EXAMPLES[0]
+    before, visitor = folders(store), connect(server, tmp_path)
+    visitor.predict(photo=upload(example), resolution=64, api_name="/lift")
+    (folder,) = folders(store) - before
+    visitor.close()
+    wait_until_gone(folder)
+    assert [path for path in (store / "gradio").glob(f"*/{example.name}")]
+
+
+def test_two_visitors_keep_their_results_apart(server: str, tmp_path: Path) -> None:
+    colors, found = {"red": (200, 40, 40), "blue": (40, 40, 200)}, {}
+
+    def visit(name: str) -> None:
+        visitor = connect(server, tmp_path / name)
+        mesh, _, _ = visitor.predict(
+            photo=upload(draw_photo(tmp_path / name / "same.png", colors[name])), resolution=64, api_name="/lift"
+        )
+        found[name] = read_mesh(mesh).colors.mean(0)
+        visitor.close()
+
+    threads = [threading.Thread(target=visit, args=(name,)) for name in colors]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found["red"][0] > 2 * found["red"][2] and found["blue"][2] > 2 * found["blue"][0]
 
 
 def test_the_page_asks_no_other_machine_for_fonts(server: str) -> None:
@@ -169,68 +384,75 @@ def test_the_page_asks_no_other_machine_for_fonts(server: str) -> None:
     assert set(re.findall(r"https?://([^/\"']+)", theme)) <= {"www.w3.org"}
 
 
+def test_visitors_without_the_password_see_nothing_but_health(photo: Path, tmp_path: Path) -> None:
+    page = build_app(Loader())
+    _, url, _ = page.launch(**launch_options(auth=("me", "secret"), blocks=page), prevent_thread_lock=True, quiet=True)
+    try:
+        with pytest.raises(urllib.error.HTTPError) as raised:
+            urllib.request.urlopen(f"{url}config", timeout=10)
+        assert raised.value.code == 401
+        with urllib.request.urlopen(f"{url}health", timeout=10) as answer:
+            assert json.load(answer)["status"] == "ok"
+        mesh, _, _ = connect(url, tmp_path, auth=("me", "secret")).predict(
+            photo=upload(photo), resolution=64, api_name="/lift"
+        )
+        assert Path(mesh).stat().st_size > 1000
+    finally:
+        page.close()
+        page.sessions.close()
+
+
 def test_it_listens_on_this_machine_only_unless_told() -> None:
     options = launch_options()
     assert options["server_name"] == "127.0.0.1"
-    assert options["share"] is False
+    assert options["share"] is False and options["auth"] is None
     assert options["allowed_paths"] == []
     assert 1024 <= options["server_port"] <= 65535
     assert launch_options("0.0.0.0", 8123, share=True)["server_port"] == 8123
 
 
+def fake_launch(monkeypatch: pytest.MonkeyPatch, launch: Any) -> None:
+    import gradio as gr
+
+    monkeypatch.setattr(gr.Blocks, "launch", launch)
+    monkeypatch.setattr(ImageTo3D, "from_pretrained", lambda name, views, device: ImageTo3D(FakeModel()))
+
+
 def test_main_hands_over_what_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    import gradio as gr
-
     launched: dict[str, Any] = {}
-    monkeypatch.setattr(gr.Blocks, "launch", lambda self, **options: launched.update(options))
-    monkeypatch.setattr(ImageTo3D, "from_pretrained", lambda name, device: ImageTo3D(FakeModel()))
-    assert main(["--port", "8124", "--host", "localhost"]) == 0
+
+    def launch(self: Any, **options: Any) -> None:
+        store = Path(os.environ["GRADIO_TEMP_DIR"])
+        launched.update(options, store=store, private=store.stat().st_mode & 0o077 == 0)
+
+    fake_launch(monkeypatch, launch)
+    assert main(["--port", "8124", "--host", "localhost", "--auth", "me:secret"]) == 0
     assert (launched["server_name"], launched["server_port"], launched["share"]) == ("localhost", 8124, False)
+    assert launched["auth"] == ("me", "secret")
+    assert launched["private"] and not launched["store"].exists(), "its folder goes with it"
 
 
-def test_main_says_when_it_cannot_listen(monkeypatch: pytest.MonkeyPatch) -> None:
-    import gradio as gr
-
+def test_main_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(self: Any, **_: Any) -> None:
         raise OSError("Cannot find empty port in range: 8124-8124.")
 
-    monkeypatch.setattr(gr.Blocks, "launch", refuse)
-    monkeypatch.setattr(ImageTo3D, "from_pretrained", lambda name, device: ImageTo3D(FakeModel()))
+    fake_launch(monkeypatch, refuse)
     with pytest.raises(TriliftError, match=r"127\.0\.0\.1:8124 cannot be listened on.*--port 0"):
         main(["--port", "8124"])
-
-
-def test_the_cutout_is_shown_with_its_warnings(tmp_path: Path) -> None:
-    bench = Workbench(Loader(), str)
-    picture, about = bench.preview(str(draw_photo(tmp_path / "ball.jpg", COLOR)), "auto")
-    assert picture is not None and picture.shape[2] == 4
-    assert about.startswith("Background removed by colours alone.\n"), "the classical cut-out comes with a warning"
-    kept, about = bench.preview(str(tmp_path / "ball.jpg"), "keep")
-    assert kept is not None and about == "The whole picture."
-    assert bench.preview(None, "auto") == (None, "")
-
-
-def test_every_choice_of_the_page_is_a_setting() -> None:
-    for _, background in BACKGROUNDS:
-        assert LiftSettings(background=background).background == background  # type: ignore[arg-type]
-    assert LiftSettings(formats=("glb", *EXTRA_FORMATS)).formats[0] == "glb"
-
-
-def test_every_stage_has_words(tmp_path: Path, photo: Path) -> None:
-    stages: list[str] = []
-    Workbench(Loader(), str).lift(str(photo), resolution=32, on_stage=stages.append)
-    assert stages == list(STAGES)
+    with pytest.raises(TriliftError, match="there is no such folder"):
+        main(["--models-dir", str(tmp_path / "none")])
+    for text in ("me", "me:", ":secret"):
+        with pytest.raises(TriliftError, match="expected NAME:PASSWORD"):
+            parse_auth(text)
 
 
 def test_the_page_uses_public_names_only() -> None:
-    import ast
-
-    tree = ast.parse((Path(__file__).parents[2] / "demo" / "app.py").read_text("utf-8"))
-    names = {
-        alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module == "trilift"
-        for alias in node.names
-    }
-    assert names
-    assert names <= set(trilift.__all__)
+    names, modules = set(), set()
+    for source in (Path(__file__).parents[2] / "demo").glob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").startswith("trilift"):
+                modules.add(node.module)
+                names |= {alias.name for alias in node.names}
+    assert names and not any(name.startswith("_") for name in names)
+    allowed = {"asset", "generators", "photo", "progress", "settings", "turntable"}
+    assert modules <= {"trilift", *(f"trilift.{name}" for name in allowed)}

@@ -22,8 +22,9 @@ from multiview.errors import FieldError, ImageError, SettingsError, WeightsError
 from multiview.weights import file_sha256
 from tests.fakes import HALF_AXES, FakeModel, draw_photo, ellipsoid_field, use_fake_model
 from trilift import ImageTo3D, LiftSettings
-from trilift.pipeline import naming, simplify
+from trilift.pipeline import naming
 from trilift.settings import FORMATS
+from trilift.shape import shaped
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_every_public_name_is_there():
         ({"fov": 0}, "fov=0: expected a number from 1 to 150"),
         ({"upright": "yes"}, "upright='yes': expected auto or off"),
         ({"faces": 3}, "faces=3: expected a whole number from 4"),
-        ({"texture": "baked"}, "texture='baked': expected vertex"),
+        ({"texture": "woven"}, "texture='woven': expected"),
         ({"formats": ()}, "expected a list of one or more of glb, obj"),
         ({"formats": "glb"}, "formats='glb': expected a list"),
         ({"formats": ["glb", "fbx"]}, "formats='fbx': expected glb or obj"),
@@ -119,7 +120,7 @@ def test_formats_are_those_of_the_writer():
 def test_a_photo_becomes_an_upright_file_in_the_right_colour(pipe, photo, tmp_path):
     asset = pipe(photo, resolution=48)
     files = asset.save(tmp_path / "out")
-    assert {f.name for f in files} == {"mesh.glb", "input.png", "asset.json"}
+    assert {f.name for f in files} == {"mesh.glb", "input.png", "seen.png", "asset.json"}
     scene = trimesh.load(tmp_path / "out" / "mesh.glb", force="mesh", process=False)
     x, y, z = HALF_AXES
     # File axes are (world y, world z, world x), longest side 1: (0.8, 1.2, 0.6) / 1.2.
@@ -138,7 +139,7 @@ def test_the_record_says_how_it_was_made(pipe, photo):
     assert record["assumed"]["elevation_deg"] == 10 and record["assumed"]["estimated"] == ["fov", "distance"]
     assert record["assumed"]["camera_distance"] == pytest.approx(2.7)
     assert record["versions"]["torch"] == torch.__version__ and record["versions"]["numpy"] == np.__version__
-    assert list(record["seconds"]) == ["load", "cutout", "network", "mesh", "check", "lift"]
+    assert list(record["seconds"]) == ["load", "cutout", "network", "mesh", "texture", "check", "lift"]
     stages = [s for name, s in record["seconds"].items() if name != "lift"]
     assert record["seconds"]["lift"] == pytest.approx(sum(stages), abs=0.002)
     assert record["device"].startswith("cpu") and record["dtype"] == "float32"
@@ -210,7 +211,7 @@ def test_pictures_arrays_and_lists(pipe, photo):
 def test_stages_are_announced_in_order(pipe, photo):
     told: list[str] = []
     pipe(photo, resolution=48, faces=100, on_stage=told.append)
-    assert told == ["load", "cutout", "network", "mesh", "simplify", "check"]
+    assert told == ["load", "cutout", "network", "mesh", "simplify", "texture", "check"]
 
 
 def test_gradients_and_random_numbers_of_the_caller_are_left_alone(pipe, photo):
@@ -234,14 +235,15 @@ def test_faces_reduces_triangles_and_keeps_shape_and_colour(pipe, photo, faces):
 
 def test_faces_above_what_there_is_changes_nothing(pipe, photo):
     mesh = pipe(photo, resolution=32).mesh
-    assert simplify(mesh, ellipsoid_field(), 10**6) is mesh
+    same, notes = shaped(mesh, ellipsoid_field(), LiftSettings(faces=10**6))
+    assert same is mesh and notes == ()
 
 
 def test_same_seed_same_bytes(pipe, photo, tmp_path):
     for run in ("a", "b"):
         pipe(photo, resolution=48, faces=500, seed=1).save(tmp_path / run, formats=("glb", "ply", "stl", "obj"))
     names = sorted(p.name for p in (tmp_path / "a").iterdir())
-    assert len(names) == 6
+    assert len(names) == 7
     for name in names:
         a, b = ((tmp_path / run / name).read_bytes() for run in ("a", "b"))
         if name == "asset.json":

@@ -22,15 +22,12 @@ from multiview.cameras import orbit
 from multiview.errors import OutputError, SettingsError, TriliftError
 from multiview.views import Views
 from trilift import asset as module
+from trilift import turntable as films
 from trilift.asset import OWNED, Asset
 from trilift.foreground import Cutout
 
-
-@pytest.fixture(autouse=True)
-def short_turntables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few and small pictures: what they show is tested in test_turntable.py."""
-    monkeypatch.setattr(module, "_TURNTABLE_FRAMES", 5)
-    monkeypatch.setattr(module, "_TURNTABLE_SIZE", 24)
+# Few and small pictures: what they show is tested in test_turntable.py.
+SHORT: dict[str, Any] = {"turntable": True, "turntable_frames": 5, "turntable_size": 24}
 
 
 def make_asset(**changes: Any) -> Asset:
@@ -98,8 +95,8 @@ def test_matrix_in_the_record_is_the_one_of_the_file(tmp_path: Path) -> None:
 
 
 def test_equal_runs_give_equal_bytes_but_for_the_clock(tmp_path: Path) -> None:
-    make_asset().save(tmp_path / "a", turntable=True)
-    make_asset(record=make_asset().record | {"seconds": {"mesh": 9.75}}).save(tmp_path / "b", turntable=True)
+    make_asset().save(tmp_path / "a", **SHORT)
+    make_asset(record=make_asset().record | {"seconds": {"mesh": 9.75}}).save(tmp_path / "b", **SHORT)
     for name in ("mesh.glb", "input.png", "turntable.gif"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     a, b = (json.loads((tmp_path / x / "asset.json").read_text()) for x in "ab")
@@ -127,7 +124,7 @@ def test_record_is_valid_json_whatever_is_in_it(tmp_path: Path) -> None:
 def test_views_and_turntable_are_written_when_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "video_writer", lambda: None)
     views = Views(torch.full((6, 3, 8, 8), 0.5), torch.ones(6, 1, 8, 8), orbit([0, 60, 120, 180, 240, 300], 0, 2, 40))
-    make_asset(views=views).save(tmp_path / "a", turntable=True)
+    make_asset(views=views).save(tmp_path / "a", **SHORT)
     assert names(tmp_path / "a") == {"mesh.glb", "input.png", "views.png", "turntable.gif", "asset.json"}
     with Image.open(tmp_path / "a" / "views.png") as sheet, Image.open(tmp_path / "a" / "turntable.gif") as film:
         assert sheet.size == (4 * 8, 2 * 8) and film.size == (24, 24) and film.n_frames == 5
@@ -135,14 +132,14 @@ def test_views_and_turntable_are_written_when_there(tmp_path: Path, monkeypatch:
 
 def test_video_comes_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "video_writer", lambda: "av")
-    monkeypatch.setattr(module, "write_video", lambda frames, path, fps: path.write_bytes(b"film"))
-    paths = make_asset().save(tmp_path / "a", turntable=True)
+    monkeypatch.setattr(films, "write_video", lambda frames, path, fps: path.write_bytes(b"film"))
+    paths = make_asset().save(tmp_path / "a", **SHORT)
     assert [path.name for path in paths] == ["mesh.glb", "input.png", "turntable.gif", "turntable.mp4", "asset.json"]
 
 
 def test_saving_again_removes_what_is_stale_and_nothing_else(tmp_path: Path) -> None:
     folder = tmp_path / "a"
-    make_asset().save(folder, formats=("glb", "stl"), turntable=True)
+    make_asset().save(folder, formats=("glb", "stl"), **SHORT)
     (folder / "notes.txt").write_text("mine")
     (folder / "more").mkdir()
     make_asset(record={"seed": 7}).save(folder, formats=("obj",))
@@ -234,10 +231,15 @@ def test_folder_that_cannot_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"formats": ("glb", "fbx")}, "glb, obj, ply, stl, usdz"),
+        ({"formats": ("glb", "fbx")}, "glb or obj or ply or stl or usdz"),
         ({"formats": ()}, "one or more"),
         ({"height": 1.0, "scale": 1.0}, "exclude each other"),
-        ({"height": -1.0}, "positive"),
+        ({"height": -1.0}, "height=-1.0: expected a number above 0"),
+        ({"profile": "maya"}, "blender or unity or unreal or web or print"),
+        ({"turntable_formats": ("avi",)}, "gif or webp or png or mp4"),
+        ({"lods": 9}, "whole number from 0 to 4"),
+        ({"roughness": 1.5}, "a number from 0 to 1"),
+        ({"hight": 1.0}, "Did you mean 'height'"),
     ],
 )
 def test_bad_settings_touch_nothing(tmp_path: Path, options: dict[str, Any], words: str) -> None:
@@ -260,7 +262,8 @@ def test_glb_names_its_maker(tmp_path: Path) -> None:
     data = (tmp_path / "a" / "mesh.glb").read_bytes()
     document = json.loads(data[20 : 20 + int.from_bytes(data[12:16], "little")])
     assert document["asset"]["generator"] == "trilift 0.1.0"
-    assert document["asset"]["extras"] == {"name": "chair", "model": "tiny"}
+    extras = document["asset"]["extras"]
+    assert extras["name"] == "chair" and extras["model"] == "tiny"
 
 
 def test_all_names_that_may_be_written_are_owned() -> None:

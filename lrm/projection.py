@@ -1,0 +1,309 @@
+"""What pictures show of a surface: which points they see, how well, and in which colours.
+
+A point counts for a picture by the angle under which it is seen and by how far inside an edge it lies: the edge of the
+matte, and edges where one part of the object stands before another. At both, a surface that is a pixel beside the true
+one would get the colour of something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from multiview.cameras import Cameras, project
+from multiview.errors import SettingsError
+from multiview.views import Views
+
+from .mesh import Mesh
+from .raster import rasterize
+
+Floats = NDArray[np.floating[Any]]
+
+_CELL = 1 / 8  # of the reach over which tones fade: cells that are solved for as a whole first
+
+_SOLID = 0.9  # alpha from which a pixel is the object's alone
+_DEPTH_SLACK = 0.015  # of the mesh's longest side: how far behind or before what a picture sees a point may lie
+_JUMP = 0.03  # of the longest side: a difference in depth between pixels from which one part is before another
+_FACING = (0.1, 0.55)  # cosines between which a picture's say grows from nothing to all
+_INSIDE = (0.004, 0.016)  # of the picture's side: distances to an edge, likewise
+_SOFT = 0.02  # of the picture's side: how far pictures are blurred before their colours are compared
+_OUTLINE_SIDE = 160  # pixels of the pictures in which outlines are compared
+# Gain in overlap below which a camera is left as it is. A mesh that is a little thin gains some hundredths by a scale
+# that moves everything inside it off its place: measured on training objects, smaller gains made colours worse.
+_WORTH = 0.02
+_FARTHEST = 0.08  # of the picture's side, and of the size: how far an outline is moved
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """What a picture shows of N points.
+
+    Attributes:
+        weight: (N,) float32 in [0, 1], how far its colours are to be trusted; 0 for what it does not see.
+        color: (N, 3) float32 sRGB in [0, 1]; only where ``weight`` is positive does it mean anything.
+        soft: (N, 3) likewise, of the picture without its details.
+        seen: (N,) whether the picture shows the point at all, at however bad an angle.
+    """
+
+    weight: NDArray[np.float32]
+    color: NDArray[np.float32]
+    soft: NDArray[np.float32]
+    seen: NDArray[np.bool_]
+
+
+class Projector:
+    """One picture of a mesh, ready to be asked about points on it.
+
+    Args:
+        mesh: what stands in front of what, in the world of the camera.
+        view: one picture with its camera, on the CPU.
+
+    Raises:
+        SettingsError: not exactly one view.
+    """
+
+    def __init__(self, mesh: Mesh, view: Views) -> None:
+        from scipy import ndimage
+
+        if len(view) != 1:
+            raise SettingsError(f"a Projector wants one view, found {len(view)}.")
+        height, width = view.image_size
+        self.camera = view.cameras
+        self._pixel = 1 / float((view.cameras.intrinsics[0, 1, 1]) * height)  # at depth 1
+        self.slack = _DEPTH_SLACK * float(mesh.extent.max())
+        drawn = rasterize(mesh, view.cameras, height, width)
+        front = np.where(drawn.face >= 0, drawn.depth, np.inf)
+        solid = (view.alpha[0, 0].numpy() > _SOLID) & (drawn.face >= 0)
+        free = solid & ~_jumps(front, _JUMP * float(mesh.extent.max()))
+        # A ring of nothing around, since beyond the picture nothing is seen.
+        inside = ndimage.distance_transform_edt(np.pad(free, 1))[1:-1, 1:-1] / max(height, width)
+        self._sure = torch.from_numpy(smooth_step(inside, *_INSIDE).astype(np.float32))[None, None]
+        self._front = torch.from_numpy(front.astype(np.float32)).clamp(max=1e6)[None, None]
+        self._solid = torch.from_numpy(solid.astype(np.float32))[None, None]
+        # Where the matte is not solid the colours may be anything: those of the nearest solid pixel are taken.
+        image = _bled(view.images[0].float().numpy(), solid)
+        self._image = torch.from_numpy(np.concatenate([image, _softened(image, solid)]))[None]
+
+    def __call__(self, points: Floats, normals: Floats) -> Sight:
+        """What the picture shows of points (N, 3) with unit normals (N, 3)."""
+        where = torch.as_tensor(np.asarray(points), dtype=torch.float32)
+        places, depths = (t[0] for t in project(self.camera, where))
+        grid = (places * 2 - 1)[None, None]
+
+        def at(picture: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
+            return F.grid_sample(picture, grid, mode=mode, padding_mode="zeros", align_corners=False)[0, :, 0]
+
+        toward = F.normalize(self.camera.positions[0] - where, dim=1)
+        facing = (torch.as_tensor(np.asarray(normals), dtype=torch.float32) * toward).sum(1).numpy()
+        # Within a pixel a slanted surface rises by its width over the cosine.
+        rise = depths.numpy() * self._pixel / np.maximum(facing, _FACING[0])
+        level = (depths - at(self._front, "nearest")[0]).abs() <= self.slack + torch.from_numpy(rise)
+        seen = (level & (at(self._solid, "nearest")[0] > 0.5)).numpy() & (facing > 0)
+        weight = smooth_step(facing, *_FACING) * at(self._sure)[0].numpy() * seen
+        colors = at(self._image).T.numpy()
+        return Sight(weight.astype(np.float32), colors[:, :3], colors[:, 3:], seen)
+
+
+def joined(sights: Sequence[Sight]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Weight (N,), at most 1, and mean colour (N, 3) of what one picture or more show of the same points."""
+    total, colors = np.zeros(len(sights[0].weight), np.float32), np.zeros_like(sights[0].color)
+    for sight in sights:
+        total += sight.weight
+        colors += sight.weight[:, None] * sight.color
+    mean = colors / np.maximum(total, np.float32(1e-9))[:, None]
+    return total.clip(0, 1).astype(np.float32), mean.astype(np.float32)
+
+
+def smooth_step(value: Floats, low: float, high: float) -> Floats:
+    """0 up to ``low``, 1 from ``high`` on, and a smooth rise between."""
+    share = ((value - low) / (high - low)).clip(0, 1)
+    return share * share * (3 - 2 * share)
+
+
+def _jumps(depth: Floats, least: float) -> NDArray[np.bool_]:
+    """(H, W) pixels beside which something lies nearer or further by more than ``least``, though no slope leads there.
+
+    A slope takes a step from every pixel to the next; a jump is much longer than the steps before and after it.
+    """
+    found = np.zeros(depth.shape, np.bool_)
+    for axis in (0, 1):
+        along = np.moveaxis(depth, axis, 0)
+        with np.errstate(invalid="ignore"):
+            step = np.nan_to_num(np.abs(along[1:] - along[:-1]), nan=0.0, posinf=1e9)  # nothing beside nothing: 0
+        around = np.pad(step, ((1, 1), (0, 0)))
+        jump = step > least + 2 * np.minimum(around[:-2], around[2:])
+        beside = np.moveaxis(found, axis, 0)
+        beside[1:] |= jump
+        beside[:-1] |= jump
+    return found
+
+
+def _bled(image: Floats, solid: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(3, H, W) with the colour of the nearest solid pixel wherever it is not solid."""
+    from scipy import ndimage
+
+    if solid.all() or not solid.any():
+        return np.ascontiguousarray(image, np.float32)
+    rows, columns = ndimage.distance_transform_edt(~solid, return_distances=False, return_indices=True)
+    return np.ascontiguousarray(image[:, rows, columns], np.float32)
+
+
+def _softened(image: Floats, solid: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(3, H, W) blurred over `_SOFT` of its side, over solid pixels alone."""
+    from scipy import ndimage
+
+    wide = _SOFT * max(image.shape[1:])
+    share = ndimage.gaussian_filter(solid.astype(np.float32), wide)
+    summed = np.stack([ndimage.gaussian_filter(each * solid, wide) for each in image])
+    return np.where(share > 1e-3, summed / np.maximum(share, 1e-3), image).astype(np.float32)
+
+
+# The camera, by the outline.
+
+
+@dataclass(frozen=True)
+class Refined:
+    """A camera moved so that a mesh's outline lies as a picture's matte does.
+
+    Attributes:
+        camera: one camera.
+        overlap_before, overlap: of the outlines, overlap over union, before and after.
+        shift: right and down, in picture sides; ``scale`` and ``roll_deg`` (clockwise) of the mesh's picture.
+    """
+
+    camera: Cameras
+    overlap_before: float
+    overlap: float
+    shift: tuple[float, float] = (0.0, 0.0)
+    scale: float = 1.0
+    roll_deg: float = 0.0
+
+
+def refine_camera(mesh: Mesh, view: Views) -> Refined:
+    """Shift, scale and roll a camera's picture so that the mesh's outline covers the matte best.
+
+    All three move the picture as a whole (the camera turns about its axis, and its intrinsics change), so that the mesh
+    is drawn once and its outline moved. A gain too small to be more than noise leaves the camera as it is.
+
+    Args:
+        mesh: in the camera's world.
+        view: one picture with its matte and camera, square, on the CPU.
+    """
+    side = _OUTLINE_SIDE
+    drawn = rasterize(mesh, view.cameras, 2 * side, 2 * side).face >= 0
+    outline = F.avg_pool2d(torch.from_numpy(drawn.astype(np.float32))[None, None], 2)
+    matte = F.interpolate(view.alpha.float(), (side, side), mode="area")
+    move = np.array([0.0, 0.0, 0.0, 0.0])  # shift right, shift down, log scale, roll in radians
+    best = before = _overlap(outline, matte, move)
+    step = 0.04
+    while step > 0.4 / side:
+        tried = [(move + sign * step * np.eye(4)[k]) for k in range(4) for sign in (1, -1)]
+        tried = [each for each in tried if np.abs(each).max() <= _FARTHEST]
+        found = [_overlap(outline, matte, each) for each in tried]
+        index = int(np.argmax(found)) if found else -1
+        if index >= 0 and found[index] > best:
+            best, move = found[index], tried[index]
+        else:
+            step /= 2
+    if best < before + _WORTH:
+        return Refined(view.cameras, before, before)
+    return Refined(
+        _moved(view.cameras, move), before, best, (float(move[0]), float(move[1])), float(np.exp(move[2])),
+        float(np.rad2deg(move[3])),
+    )  # fmt: skip
+
+
+def _similarity(move: Floats) -> NDArray[np.float64]:
+    """(3, 3) where points of the mesh's picture go, in picture sides from its middle, y down."""
+    c, s = np.exp(move[2]) * np.array([np.cos(move[3]), np.sin(move[3])])
+    return np.array([[c, -s, move[0]], [s, c, move[1]], [0, 0, 1]])
+
+
+def _overlap(outline: torch.Tensor, matte: torch.Tensor, move: Floats) -> float:
+    """Overlap over union of soft outlines (1, 1, S, S), the first one moved."""
+    back = np.linalg.inv(_similarity(move))
+    theta = torch.tensor(back[:2] * (1, 1, 2), dtype=torch.float32)[None]  # grid units are half sides
+    moved = F.grid_sample(outline, F.affine_grid(theta, list(outline.shape), align_corners=False), align_corners=False)
+    both, either = torch.minimum(moved, matte).sum(), torch.maximum(moved, matte).sum()
+    return float(both / either) if float(either) > 0 else 0.0
+
+
+def _moved(camera: Cameras, move: Floats) -> Cameras:
+    """The camera whose square picture is moved by a similarity about its middle."""
+    middle = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]])
+    similarity = middle @ _similarity(move) @ np.linalg.inv(middle)
+    whole = similarity @ camera.intrinsics[0].double().numpy()
+    # whole = intrinsics x roll about the camera's axis; the roll is moved into the pose.
+    roll = np.arctan2(whole[1, 0], whole[1, 1])
+    turn = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1.0]])
+    intrinsics = whole @ turn.T
+    pose = np.eye(4)
+    pose[:3, :3] = turn * np.outer([1, -1, -1], [1, -1, -1])  # from y down, looking along +z, to OpenGL's axes
+    c2w = camera.c2w[0].double().numpy() @ pose.T
+    return Cameras(torch.tensor(c2w, dtype=torch.float32)[None], torch.tensor(intrinsics, dtype=torch.float32)[None])
+
+
+# Carrying what is seen over to what is not.
+
+
+def carried(mesh: Mesh, values: Floats, weight: Floats, *, reach: float, rest: Floats) -> NDArray[np.float32]:
+    """Spread values known at some vertices smoothly over a mesh, fading toward ``rest`` over a distance.
+
+    The smoothest function that stays near the values where they are known and near ``rest`` where nothing is: the
+    minimum of the sum over the surface of its slope squared, of ``weight`` times its squared distance to ``values``
+    over ``reach`` / 8 squared, and of its squared distance to ``rest`` over ``reach`` squared.
+
+    Args:
+        mesh: N vertices.
+        values: (N, C) known where ``weight`` is positive.
+        weight: (N,) in [0, 1].
+        reach: world units, > 0.
+        rest: (C,).
+
+    Returns:
+        (N, C).
+    """
+    from scipy.sparse import coo_matrix, diags
+    from scipy.sparse.linalg import cg
+
+    faces, count = mesh.faces.astype(np.int64), len(mesh.vertices)
+    corners = mesh.vertices[faces].astype(np.float64)
+    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
+    mass = np.bincount(faces.reshape(-1), np.repeat(area / 3, 3), count)
+    mass = np.maximum(mass, 1e-6 * max(float(mass.mean()), 1e-30))
+    tail, head = faces.reshape(-1), faces[:, [1, 2, 0]].reshape(-1)
+    # Every edge stands in two faces; 0.5 / tan 60 degrees of each is the cotangent weight of even triangles.
+    pull = np.full(len(tail), 0.2887)
+    edges = coo_matrix((pull, (tail, head)), shape=(count, count))
+    joined = (edges + edges.T).tocsr()
+    known = 64 * mass * weight / reach**2
+    loose = mass / reach**2
+    system = (diags(np.asarray(joined.sum(1)).reshape(-1) + known + loose) - joined).tocsr()
+    helper = _two_levels(system, mesh.vertices, reach * _CELL)
+    found = [
+        cg(system, known * values[:, k] + loose * rest[k], rtol=1e-3, maxiter=400, M=helper)[0]
+        for k in range(values.shape[1])
+    ]
+    return np.stack(found, 1).astype(np.float32)
+
+
+def _two_levels(system: Any, vertices: Floats, cell: float) -> Any:
+    """A preconditioner for a smooth system over a mesh: each vertex by itself, and cells of space each as a whole.
+
+    Without the second part a number has to travel from vertex to vertex, which takes hundreds of rounds.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.linalg import LinearOperator, splu
+
+    place = np.floor((vertices - vertices.min(0)) / cell).astype(np.int64)
+    group = np.unique(place @ np.array([1, 1 << 20, 1 << 40]), return_inverse=True)[1].reshape(-1)
+    gather = coo_matrix((np.ones(len(group)), (np.arange(len(group)), group))).tocsr()
+    coarse, scale = splu((gather.T @ system @ gather).tocsc()), 1 / system.diagonal()
+    spread = gather.T.tocsr()
+    return LinearOperator(system.shape, lambda x: scale * x + gather @ coarse.solve(spread @ x), dtype=np.float64)

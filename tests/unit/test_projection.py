@@ -1,0 +1,142 @@
+"""Pictures on surfaces: who sees what and how well, cameras moved by outlines, and tones carried over."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lrm.mesh import Mesh
+from lrm.projection import Projector, Sight, carried, joined, refine_camera, smooth_step
+from lrm.raster import render_mesh
+from multiview.cameras import Cameras, orbit, project
+from multiview.errors import SettingsError
+from multiview.views import Views
+
+CAMERA = orbit(0.0, 0.0, 3.0, 30.0)
+
+
+def ball(level: int = 4, stretch: tuple[float, float, float] = (1, 1, 1)) -> Mesh:
+    import trimesh
+
+    shape = trimesh.creation.icosphere(level, 0.5)
+    return Mesh(shape.vertices * stretch, shape.faces, np.full((len(shape.vertices), 3), 0.5))
+
+
+def halves(size: int = 128, alpha: float = 1.0) -> Views:
+    """Red on the left of the picture, blue on the right."""
+    image = torch.zeros(1, 3, size, size)
+    image[:, 0, :, : size // 2], image[:, 2, :, size // 2 :] = 1.0, 1.0
+    return Views(image, torch.full((1, 1, size, size), alpha), CAMERA)
+
+
+def test_points_get_the_colour_of_their_pixel_where_they_face_the_picture() -> None:
+    # The camera stands on +x and looks at -x: its right is +y.
+    points = np.array([[0.5, 0, 0], [0.48, -0.14, 0], [0.48, 0.14, 0], [-0.5, 0, 0], [0, 0.5, 0]])
+    sight = Projector(ball(), halves())(points, points * 2)
+    assert sight.weight[1:3] == pytest.approx([1.0, 1.0]) and sight.seen.tolist() == [True, True, True, False, False]
+    assert sight.color[1] == pytest.approx([1, 0, 0]) and sight.color[2] == pytest.approx([0, 0, 1])
+    assert sight.weight[3] == 0 and sight.weight[4] == 0
+
+
+def test_trust_falls_with_the_angle() -> None:
+    angle = np.deg2rad([0, 40, 60, 70, 80])
+    points = 0.5 * np.stack([np.cos(angle), np.sin(angle), 0 * angle], 1)
+    weight = Projector(ball(), halves(256))(points, points * 2).weight
+    assert (np.diff(weight) <= 1e-6).all() and weight[0] == 1 and 0 < weight[3] < weight[2] <= 1 and weight[4] < 0.2
+
+
+def test_nothing_is_trusted_beside_the_edge_of_the_matte() -> None:
+    view = halves(200)
+    view.alpha[:, :, :, 110:] = 0.0  # ends at column 110 of 200; 0.004 and 0.016 of a side are 0.8 and 3.2 pixels
+    columns = np.array([100.5, 107.0, 109.6, 112.0])
+    local = (columns / 200 * 2 - 1) * math.tan(math.radians(15))  # right of the axis at depth 1
+    y = local * 2.5  # about where the ball's front is
+    x = np.sqrt(0.25 - y**2)
+    y = local * (3 - x)
+    points = np.stack([np.sqrt(0.25 - y**2), y, 0 * y], 1)
+    weight = Projector(ball(), view)(points, points * 2).weight
+    assert weight[0] == 1 and 0.5 < weight[1] <= 1 and weight[2] < 0.1 and weight[3] == 0
+
+
+def test_nothing_is_trusted_beside_the_edge_of_what_stands_in_front() -> None:
+    wall = np.array([[-1, -1, -1], [-1, 1, -1], [-1, 1, 1], [-1, -1, 1]], float)
+    small = ball(3)
+    mesh = Mesh(
+        np.concatenate([wall, small.vertices * 0.4]),
+        np.concatenate([[[0, 1, 2], [0, 2, 3]], small.faces + 4]),
+        np.full((4 + len(small.vertices), 3), 0.5),
+    )
+    shadow = 0.2 / math.sqrt(9 - 0.04) * 4  # radius on the wall that the small ball hides
+    points = np.array([[-1, shadow * f, 0] for f in (0.5, 1.02, 1.6)])
+    sight = Projector(mesh, halves(256))(points, np.tile([1.0, 0, 0], (3, 1)))
+    assert sight.weight[0] == 0 and sight.weight[1] < 0.3 and sight.weight[2] == pytest.approx(1)
+
+
+def test_a_projector_wants_one_view() -> None:
+    with pytest.raises(SettingsError, match="one view, found 2"):
+        Projector(ball(2), Views.cat([halves(), halves()]))
+
+
+def test_joining_pictures_is_their_weighted_mean() -> None:
+    def sight(weight: float, value: float) -> Sight:
+        color = np.full((1, 3), value, np.float32)
+        return Sight(np.array([weight], np.float32), color, color, np.array([True]))
+
+    weight, color = joined([sight(0.6, 0.0), sight(0.2, 1.0)])
+    assert weight == pytest.approx([0.8]) and color[0] == pytest.approx([0.25] * 3)
+    assert joined([sight(0.9, 0.0), sight(0.9, 1.0)])[0] == pytest.approx([1.0])
+
+
+def test_smooth_step_ends_flat() -> None:
+    assert smooth_step(np.array([0.0, 1.0, 1.5, 2.0, 9.0]), 1.0, 2.0) == pytest.approx([0, 0, 0.5, 1, 1])
+
+
+def seen_by(mesh: Mesh, camera: Cameras) -> Views:
+    views = render_mesh(mesh, camera, 192)
+    return Views(views.images, views.alpha, camera)
+
+
+def test_a_camera_is_moved_until_the_outline_fits() -> None:
+    mesh = ball(3, (0.6, 1.0, 0.5))
+    true = orbit(0.0, 10.0, 3.0, 28.0)
+    roll = math.radians(3.0)
+    pose = torch.eye(4)
+    pose[:2, :2] = torch.tensor([[math.cos(roll), -math.sin(roll)], [math.sin(roll), math.cos(roll)]])
+    intrinsics = true.intrinsics.clone()
+    intrinsics[0, 0, 2] += 0.03
+    intrinsics[0, 1, 2] -= 0.02
+    picture = seen_by(mesh, Cameras(true.c2w @ pose, intrinsics))
+    found = refine_camera(mesh, Views(picture.images, picture.alpha, orbit(0.0, 10.0, 3.0, 29.5)))
+    assert found.overlap_before < 0.9 and found.overlap > 0.97
+    points = torch.as_tensor(mesh.vertices)
+    wanted, got = project(picture.cameras, points)[0], project(found.camera, points)[0]
+    assert float((wanted - got).abs().max()) < 0.01  # of the picture's side
+    assert found.shift == pytest.approx((0.03, -0.02), abs=0.006) and found.scale == pytest.approx(1.056, abs=0.02)
+
+
+def test_a_camera_that_fits_stays_as_it_is() -> None:
+    mesh = ball(3)
+    found = refine_camera(mesh, seen_by(mesh, CAMERA))
+    assert found.camera is CAMERA and found.scale == 1.0 and found.overlap == found.overlap_before > 0.97
+
+
+def test_tones_stay_where_known_and_fade_with_distance() -> None:
+    mesh = ball(3)
+    known = (mesh.vertices[:, 0] > 0).astype(float)
+    values = np.full((len(mesh.vertices), 2), (0.3, -0.1))
+    found = carried(mesh, values * known[:, None], known, reach=0.2, rest=np.array([0.1, 0.0]))
+    front, beside, back = (found[mesh.vertices[:, 0] > 0.3], found[np.abs(mesh.vertices[:, 0] + 0.1) < 0.03],
+                           found[mesh.vertices[:, 0] < -0.45])  # fmt: skip
+    assert front == pytest.approx(np.tile((0.3, -0.1), (len(front), 1)), abs=0.01)
+    assert ((beside[:, 0] > 0.12) & (beside[:, 0] < 0.28)).all()
+    assert back == pytest.approx(np.tile((0.1, 0.0), (len(back), 1)), abs=0.03)
+
+
+def test_a_tone_known_nowhere_is_the_rest() -> None:
+    mesh = ball(2)
+    none = np.zeros(len(mesh.vertices))
+    found = carried(mesh, np.zeros((len(none), 1)), none, reach=0.2, rest=np.array([0.25]))
+    assert found == pytest.approx(np.full((len(none), 1), 0.25), abs=1e-3)

@@ -1,0 +1,115 @@
+"""The order of the steps between the surface of a field and the mesh that is coloured and written.
+
+::
+
+    extract_mesh ──► smoothed ──► remeshed ──► decimated ──► repaired
+                     --smooth     --remesh     --faces       --watertight
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+
+from lrm.field import Field
+from lrm.mesh import Mesh
+from multiview.errors import MeshError
+
+from .settings import LiftSettings
+
+_COLOR_CHUNK = 1 << 16
+
+OnStep = Callable[[str], AbstractContextManager[None]]
+
+
+def shaped(
+    mesh: Mesh, field: Field, settings: LiftSettings, *, stage: OnStep | None = None
+) -> tuple[Mesh, tuple[str, ...]]:
+    """Give a mesh the topology that ``settings`` ask for, before it gets a texture.
+
+    Args:
+        mesh: of the field, with vertex colours, closed.
+        field: what it was taken from; moved and new vertices ask it for their colours.
+        settings: ``smooth``, ``remesh``, ``face_budget`` and ``watertight``.
+        stage: told the name of each step that is taken; `trilift.progress.Stopwatch.stage` does.
+
+    Returns:
+        The mesh, and sentences on what was mended. With default settings it is the mesh itself.
+
+    Raises:
+        MeshError: nothing is left, or the mesh cannot be made a solid.
+        SettingsError: a package that a step needs is not installed.
+    """
+    step = stage or (lambda name: nullcontext())
+    notes: tuple[str, ...] = ()
+    started = mesh
+    if settings.smooth:
+        with step("smooth"):
+            from lrm.smooth import smoothed
+
+            mesh = smoothed(mesh, settings.smooth)
+    if settings.remesh != "off":
+        with step("remesh"):
+            mesh = _remeshed(mesh, settings)
+    budget = settings.face_budget
+    if budget is not None and len(mesh.faces) > budget:
+        with step("simplify"):
+            mesh = decimated(mesh, budget)
+    if settings.watertight:
+        with step("repair"):
+            from lrm.topology import repaired
+
+            mesh, told = repaired(mesh)
+            notes = tuple(f"The mesh was {sentence}." for sentence in told)
+    return (mesh if mesh is started else recolored(mesh, field)), notes
+
+
+def _remeshed(mesh: Mesh, settings: LiftSettings) -> Mesh:
+    """By triangles of even size, or pairs of them; as many as are asked for, or as there were."""
+    count = settings.face_budget or len(mesh.faces)
+    if settings.remesh == "quads":
+        from lrm.remesh import quads
+
+        return quads(mesh, count)
+    from lrm.remesh import isotropic
+
+    return isotropic(mesh, count)
+
+
+def decimated(mesh: Mesh, faces: int, *, colors_from: Mesh | None = None) -> Mesh:
+    """Reduce a mesh to at most ``faces`` triangles by quadric decimation.
+
+    Args:
+        mesh: any, in the world frame; vertices at one place (a texture's seams) are joined, its texture is not kept.
+        faces: triangles wanted, at least 4.
+        colors_from: the mesh on which the new vertices look up their colours; ``mesh`` unless given.
+
+    Raises:
+        MeshError: nothing is left at so few triangles.
+    """
+    import fast_simplification
+
+    from lrm.nearest import NearestOnMesh
+    from lrm.pieces import welded
+
+    places, of_vertex = welded(mesh.vertices)
+    vertices, triangles = fast_simplification.simplify(
+        np.ascontiguousarray(places, np.float32), np.ascontiguousarray(of_vertex[mesh.faces], np.int32),
+        target_count=min(faces, len(mesh.faces)),
+    )  # fmt: skip
+    if len(triangles) == 0:
+        raise MeshError(f"faces={faces}: nothing is left of {len(mesh.faces)} triangles. Ask for more faces.")
+    look = NearestOnMesh(mesh if colors_from is None else colors_from)
+    colors = look.colors(look(np.asarray(vertices, np.float64)))
+    return Mesh(np.asarray(vertices, np.float32), np.asarray(triangles, np.int32), np.clip(colors, 0, 1))
+
+
+def recolored(mesh: Mesh, field: Field) -> Mesh:
+    """The mesh with the field's colours at its vertices, without a texture."""
+    points = torch.as_tensor(mesh.vertices, dtype=torch.float32, device=field.device)
+    with torch.no_grad():
+        colors = torch.cat([field.color(chunk) for chunk in points.split(_COLOR_CHUNK)]).clamp(0, 1)
+    return Mesh(mesh.vertices, mesh.faces, colors.cpu().numpy().astype(np.float32))
