@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -120,18 +119,26 @@ def long_parts(missed: Tensor, inside: Tensor) -> Tensor:
 
 def _bridges(missed: Tensor, inside: Tensor) -> Tensor:
     """Connected missed pixels (S, S) bool between two or more large pieces of what is there."""
-    from scipy.ndimage import binary_dilation, label
+    there, gaps = connected(inside & ~missed), connected(missed)
+    numbers, sizes = torch.unique(there[there > 0], return_counts=True)
+    large = torch.where(torch.isin(there, numbers[sizes >= _LARGE]), there, 0)
+    found = torch.zeros_like(missed)
+    for number in torch.unique(gaps[gaps > 0]):
+        gap = gaps == number
+        beside = large[_grown(gap, 1)]
+        if len(torch.unique(beside[beside > 0])) >= 2:
+            found |= gap
+    return found
 
-    eight = np.ones((3, 3), dtype=bool)
-    there, _ = label((inside & ~missed).cpu().numpy(), eight)
-    gaps, count = label(missed.cpu().numpy(), eight)
-    large = np.flatnonzero(np.bincount(there.ravel()) >= _LARGE)
-    large = large[large > 0]
-    joining = [
-        gap for gap in range(1, count + 1)
-        if len(np.intersect1d(there[binary_dilation(gaps == gap, eight)], large)) >= 2
-    ]  # fmt: skip
-    return torch.as_tensor(np.isin(gaps, joining), device=missed.device)
+
+def connected(mask: Tensor) -> Tensor:
+    """Number the pieces of a mask (S, S) bool whose pixels touch, corners included: (S, S) float, 0 outside."""
+    numbers = torch.arange(1, mask.numel() + 1, device=mask.device, dtype=torch.float32).view(mask.shape) * mask
+    while True:
+        spread = F.max_pool2d(numbers[None, None], 3, 1, 1)[0, 0] * mask
+        if torch.equal(spread, numbers):
+            return numbers
+        numbers = spread
 
 
 def bounding_box(mask: Tensor) -> tuple[slice, slice]:
@@ -224,11 +231,21 @@ def rod_maps(inside: Tensor, missed: Tensor, depth: Tensor, matte: Tensor) -> Te
 
 def edge_distances(inside: Tensor) -> Tensor:
     """Pixels (S, S) from the middle of each pixel to the outline of a silhouette (S, S) bool, negative outside."""
-    from scipy.ndimage import distance_transform_edt
+    mask = F.pad(inside, (1, 1, 1, 1))  # beyond the picture there is nothing
+    signed = torch.where(mask, _nearest(~mask) - 0.5, 0.5 - _nearest(mask))
+    return signed[1:-1, 1:-1]
 
-    mask = np.pad(inside.cpu().numpy(), 1)  # beyond the picture there is nothing
-    signed = np.where(mask, distance_transform_edt(mask) - 0.5, 0.5 - distance_transform_edt(~mask))
-    return torch.as_tensor(signed[1:-1, 1:-1], dtype=torch.float32, device=inside.device)
+
+def _nearest(targets: Tensor) -> Tensor:
+    """Pixels (H, W) from the middle of each pixel to that of the nearest target (H, W) bool, inf without any."""
+    height, width = targets.shape
+    rows = torch.arange(height, device=targets.device, dtype=torch.float32)[:, None].expand(height, width)
+    above = torch.where(targets, rows, -math.inf).cummax(0).values
+    below = torch.where(targets, rows, math.inf).flip(0).cummin(0).values.flip(0)
+    down = torch.minimum(rows - above, below - rows).square()  # to the nearest one of the same column
+    columns = torch.arange(width, device=targets.device, dtype=torch.float32)
+    across = (columns[:, None] - columns).square()
+    return (down[:, None, :] + across).amin(-1).sqrt()
 
 
 def _mean3(maps: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from multiview.errors import SettingsError, TriliftError
 from multiview.weights import config_from_dict
 
 from .guards import GuardConfig
-from .posed import ReadFlags
+from .readflags import ReadFlags
 
 C = TypeVar("C", bound="RunConfig")
 

@@ -173,6 +173,7 @@ def _add_lift_options(parser: argparse.ArgumentParser) -> None:
     add("--texture", choices=TEXTURES, default=d.texture, help=texture_help)
     size_help = "texels per side of a baked texture (default %(default)s)"
     add("--texture-size", type=int, default=d.texture_size, metavar="N", help=size_help)
+    add("--normal-map", action="store_true", help="with a baked texture: the fine mesh's normals, too")
     project_help = "paint the photo itself on what it sees; auto: on, but for --threshold median (default %(default)s)"
     add("--project", choices=PROJECTIONS, default=d.project, help=project_help)
     _add_export_options(parser)
@@ -268,9 +269,9 @@ _VIEW_NAMES = ("view_steps", "guidance", "scheduler", "view_batch", "parity")
 _PHOTO_NAMES = ("background", "foreground_ratio", "elevation", "seed")
 _SETTING_NAMES = (
     "resolution", "threshold", "faces", "formats", "height", "scale", "turntable", "fov", "views_dir", "upright",
-    "best_of", "best_of_seconds", "texture", "texture_size", "project", "profile", "keep", "smooth", "remesh",
-    "watertight", "lods", "roughness", "splats", "sheet", "turntable_formats", "turntable_frames", "turntable_size",
-    "turntable_elevation", "turntable_of", "turntable_transparent",
+    "best_of", "best_of_seconds", "texture", "texture_size", "normal_map", "project", "profile", "keep", "smooth",
+    "remesh", "watertight", "lods", "roughness", "splats", "sheet", "turntable_formats", "turntable_frames",
+    "turntable_size", "turntable_elevation", "turntable_of", "turntable_transparent",
     *_PHOTO_NAMES, *_VIEW_NAMES,
 )  # fmt: skip
 

@@ -27,6 +27,7 @@ import torch
 from lrm.field import Field
 from lrm.mesh import Mesh, extract_mesh_with_report
 from lrm.models import Reconstruction, ReconstructionModel, ViewsModel
+from lrm.normalmap import bake_normal_map
 from lrm.volume import render
 from lrm.worth import expected_overlap
 from multiview.cameras import Cameras
@@ -373,14 +374,17 @@ class ImageTo3D:
                     threshold=_threshold(settings, reconstruction.field),
                     keep_pieces=settings.keep,
                 )
+            fine = mesh
             mesh, mended = shaped(mesh, reconstruction.field, settings, stage=watch.stage)
-            textured = None
+            textured, normal_map = None, None
             if settings.projects or settings.texture == "baked":
                 with watch.stage("texture"):
                     mesh, textured = finished(
                         mesh, reconstruction.field, _pictures(cutout, seen, reconstruction),
                         _texture_options(settings), threshold=report.threshold,
                     )  # fmt: skip
+                    if settings.normal_map:
+                        normal_map = bake_normal_map(mesh, fine, settings.texture_size)
             elif settings.photos and seen is not None:
                 with watch.stage("paint"):
                     mesh = painted(mesh, seen.views.to("cpu"))
@@ -404,7 +408,7 @@ class ImageTo3D:
         views = None if seen is None else seen.generated or seen.views
         return Asset(
             name=asset_name(photo.name), cutout=cutout, views=views, field=reconstruction.field, mesh=mesh,
-            camera=reconstruction.camera, record=record,
+            camera=reconstruction.camera, record=record, normal_map=normal_map,
         )  # fmt: skip
 
     def _tries(

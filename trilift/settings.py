@@ -180,6 +180,7 @@ class LiftSettings(_Settings):
         texture: ``vertex``: colours sit at the vertices; ``baked``: in a picture on the unwrapped surface, of at most
             `BAKED_FACES` triangles unless ``faces`` says otherwise.
         texture_size: texels per side of that picture, 16 to 8192.
+        normal_map: whether a baked texture comes with the normals of the mesh before its triangles were reduced.
         project: whether the photo itself is painted on what it sees (`trilift.texture`): ``auto`` unless the threshold
             is ``median``, where the surface says nothing; ``on`` always, ``off`` never.
         formats: file formats to write, names of `LIFT_FORMATS`.
@@ -228,6 +229,7 @@ class LiftSettings(_Settings):
     faces: int | None = None
     texture: Literal["vertex", "baked"] = "vertex"
     texture_size: int = 1024
+    normal_map: bool = False
     project: Literal["auto", "on", "off"] = "auto"
     formats: tuple[str, ...] = ("glb",)
     turntable: bool = False
@@ -271,6 +273,9 @@ class LiftSettings(_Settings):
         _whole("smooth", self.smooth, 0, MAX_SMOOTH)
         _one_of("remesh", self.remesh, REMESH_WAYS)
         _check_switch("watertight", self.watertight)
+        _check_switch("normal_map", self.normal_map)
+        if self.normal_map and self.texture != "baked":
+            raise SettingsError("normal_map: lies on an unwrapped surface. Ask for --texture baked, too.")
         _check_saving(self)
 
     def saving(self) -> SaveSettings:

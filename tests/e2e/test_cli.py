@@ -139,8 +139,9 @@ def test_lift_passes_every_option_on(model, tmp_path):
         "view_steps": None, "guidance": None, "scheduler": None, "view_batch": None,
         "parity": False, "upright": "off", "faces": 300, "texture": "vertex",
         "formats": ["obj", "stl"], "turntable": True, "seed": 5, "height": 2.0, "scale": None,
-        "texture_size": 256, "project": "off", "profile": None, "keep": 0.05, "smooth": 3, "remesh": "off",
-        "watertight": True, "lods": 1, "roughness": 0.5, "splats": 500, "sheet": True, "turntable_formats": ["webp"],
+        "texture_size": 256, "normal_map": False, "project": "off", "profile": None, "keep": 0.05, "smooth": 3,
+        "remesh": "off", "watertight": True, "lods": 1, "roughness": 0.5, "splats": 500, "sheet": True,
+        "turntable_formats": ["webp"],
         "turntable_frames": 3, "turntable_size": 40, "turntable_elevation": 5.0, "turntable_of": "mesh",
         "turntable_transparent": True,
     }  # fmt: skip

@@ -239,6 +239,17 @@ def test_faces_above_what_there_is_changes_nothing(pipe, photo):
     assert same is mesh and notes == ()
 
 
+def test_a_normal_map_lies_beside_a_baked_texture(pipe, photo, tmp_path):
+    asset = pipe(photo, resolution=48, faces=200, texture="baked", texture_size=64, normal_map=True)
+    assert asset.normal_map is not None and asset.normal_map.shape == (64, 64, 3)
+    assert asset.normal_map[..., 2].min() > 128  # out of the surface
+    assert np.ptp(asset.normal_map[..., 0]) > 5  # the ball is rounder than 200 triangles
+    files = {file.name for file in asset.save(tmp_path / "out", formats=("gltf",))}
+    assert {"mesh_color.png", "mesh_normal.png"} <= files
+    with pytest.raises(SettingsError, match="--texture baked"):
+        LiftSettings(normal_map=True)
+
+
 def test_same_seed_same_bytes(pipe, photo, tmp_path):
     for run in ("a", "b"):
         pipe(photo, resolution=48, faces=500, seed=1).save(tmp_path / run, formats=("glb", "ply", "stl", "obj"))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from lrm.silhouette import (
     Rods,
     agreed_depths,
+    connected,
     depth_axis,
     edge_distances,
     long_parts,
@@ -50,6 +52,19 @@ def test_edge_distances_by_hand() -> None:
     distances = edge_distances(inside)
     assert distances[:, 4].tolist() == [-1.5, -0.5, 0.5, 1.5, 0.5, -0.5, -1.5]
     assert distances[3, 0] == 0.5  # it ends where the picture does
+
+
+def test_edge_distances_and_pieces_are_those_of_scipy() -> None:
+    from scipy.ndimage import distance_transform_edt, label
+
+    blobs = torch.rand(24, 40, generator=torch.Generator().manual_seed(1)) > 0.6
+    mask = torch.nn.functional.pad(blobs, (1, 1, 1, 1)).numpy()
+    wanted = np.where(mask, distance_transform_edt(mask) - 0.5, 0.5 - distance_transform_edt(~mask))[1:-1, 1:-1]
+    assert np.allclose(edge_distances(blobs).numpy(), wanted, atol=1e-5)
+    pieces, count = label(blobs.numpy(), np.ones((3, 3)))
+    found = connected(blobs).numpy()
+    assert len(np.unique(found)) == count + 1
+    assert all(len(np.unique(found[pieces == k])) == 1 for k in range(count + 1))
 
 
 @pytest.mark.parametrize("elevation_deg", [-20.0, 0.0, 35.0, 80.0])

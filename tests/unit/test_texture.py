@@ -178,7 +178,7 @@ def test_the_preview_shows_three_sides() -> None:
 
 def test_settings_say_when_and_how_much() -> None:
     plain_, baked = LiftSettings(), LiftSettings(texture="baked")
-    assert plain_.face_budget is None and not plain_.projects
+    assert plain_.face_budget is None and plain_.projects and not LiftSettings(threshold="median").projects
     assert (
         baked.face_budget == 20_000 and baked.projects and LiftSettings(texture="baked", faces=500).face_budget == 500
     )
