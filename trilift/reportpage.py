@@ -20,12 +20,10 @@ FIRST_PAGE = "report.html"
 _LOW = 0.5  # overlaps below it are marked
 _MAX_TEXT = 1500  # characters of one message on a card; results.jsonl has all of it
 _MAX_WARNINGS = 8
-_SCORE_WORDS = {
-    "silhouette_iou": "outline",
-    "expected_iou": "expected overlap",
-    "input_psnr": "photo PSNR",
-    "watertight": "closed",
-}
+# How well a lift gives its own photo back says little of how near it is to the truth (`trilift eval` prints the rank
+# correlations), so that only what the network expects is shown as a score.
+_SCORE_WORDS = {"expected_iou": "expected overlap", "seen_fraction": "seen in the photo", "watertight": "closed"}
+_NOT_SHOWN = ("silhouette_iou", "input_psnr")
 _NEAR_PAGES = 3
 
 
@@ -67,12 +65,9 @@ class Card:
 
     @property
     def score(self) -> float | None:
-        """What cards are sorted by: the overlap that the network expects, else that of the outline."""
-        for name in ("expected_iou", "silhouette_iou"):
-            value = self.checks.get(name)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                return float(value)
-        return None
+        """What cards are sorted by: the overlap that the network expects, None where it expects none."""
+        value = self.checks.get("expected_iou")
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 @dataclass(frozen=True)
@@ -339,12 +334,14 @@ def _scores(checks: Mapping[str, float | bool]) -> str:
     """The checks of asset.json, those that have no word of ours under their own name."""
     items = ""
     for name, value in checks.items():
+        if name in _NOT_SHOWN:
+            continue
         if isinstance(value, bool):
             words, low = "yes" if value else "no", not value
-        elif name.endswith("_iou"):
-            words, low = f"{value:.0%}", value < _LOW
+        elif name.endswith(("_iou", "_fraction")):
+            words, low = f"{value:.0%}", value < _LOW and name.endswith("_iou")
         else:
-            words, low = f"{value:.1f} dB" if name.endswith("psnr") else f"{value:.4g}", False
+            words, low = f"{value:.4g}", False
         label = html.escape(_SCORE_WORDS.get(name, name.replace("_", " ")))
         kind = ' class="low"' if low else ""
         items += f"<div{kind}><dt>{label}</dt><dd>{words}</dd></div>"

@@ -40,7 +40,7 @@ def out(tmp_path: Path, browser: Browser) -> Path:
         ("c.png", 2, 0.7, []),
     ):
         draw_photo(tmp_path / name[0] / "input.png")
-        (tmp_path / name[0] / "asset.json").write_text(json.dumps({"checks": {"silhouette_iou": score}}))
+        (tmp_path / name[0] / "asset.json").write_text(json.dumps({"checks": {"expected_iou": score}}))
         rows.append(
             {
                 "source": name,

@@ -82,7 +82,8 @@ def cards(text: str) -> list[str]:
 def test_a_report_is_one_file_that_shows_names_as_they_are(tmp_path):
     rows = [
         row("<a&b>.png", warnings=["<soft>"], stages={"network": 0.5, "mesh": 1.5, "lift": 2.0},
-            **asset(tmp_path, "a b#1%", checks={"silhouette_iou": 0.97, "expected_iou": 0.31, "watertight": True},
+            **asset(tmp_path, "a b#1%", checks={"silhouette_iou": 0.97, "expected_iou": 0.31, "seen_fraction": 0.42,
+                                                "watertight": True},
                     model={"name": "tiny", "licence": "Apache-2.0", "commercial": "yes"})),
         row("<script>alert(1)</script>.png", "failed", error="<script>alert(1)</script>.png: <b>is</b> empty."),
         row("c.png", "skipped", folder=str(tmp_path / "gone"), place="gone"),
@@ -98,7 +99,7 @@ def test_a_report_is_one_file_that_shows_names_as_they_are(tmp_path):
     assert "http" not in re.sub(r"http-equiv", "", text)
     first = next(card for card in cards(text) if "a&amp;b" in card)
     assert 'data-score="0.3100"' in first and 'class="low"><dt>expected overlap</dt><dd>31%' in first
-    assert "<dt>outline</dt><dd>97%" in first and "<dt>closed</dt><dd>yes" in first
+    assert "<dt>seen in the photo</dt><dd>42%" in first and "97%" not in first and "<dt>closed</dt><dd>yes" in first
     assert "network 0.50, mesh 1.50</p>" in first and "lift" not in first
     assert "tiny, Apache-2.0, commercial use: yes" in first
     assert "running the network 25% (0 s)" in text and "taking the surface 75% (2 s)" in text
@@ -149,7 +150,7 @@ def test_pages_where_nothing_changed_are_left_alone(tmp_path):
     marked = {number: page(tmp_path, number) + "<!-- as it was -->" for number in (1, 2, 3)}
     for number, text in marked.items():
         (tmp_path / page_name(number)).write_text(text)
-    (tmp_path / "b" / "asset.json").write_text('{"checks": {"silhouette_iou": 0.5}}')
+    (tmp_path / "b" / "asset.json").write_text('{"checks": {"expected_iou": 0.5}}')
     write_report(tmp_path, rows=rows, page_size=1)
     kept = [number for number in marked if page(tmp_path, number) == marked[number]]
     assert kept == [3]  # the first one states when it was written, and the asset on the second one is another
@@ -205,7 +206,7 @@ def test_assets_outside_of_the_folder_are_not_linked(tmp_path):
 def test_reports_of_object_storage_read_it(tmp_path):
     fsspec = pytest.importorskip("fsspec")
     system = fsspec.filesystem("memory")
-    asset(tmp_path, "a", checks={"silhouette_iou": 0.75})
+    asset(tmp_path, "a", checks={"expected_iou": 0.75})
     from trilift.preview import write_preview
 
     write_preview(tmp_path / "a")
