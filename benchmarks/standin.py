@@ -76,7 +76,7 @@ class StandIn:
             "fingerprint": self.fingerprint(*sums, settings), "photo": {"name": str(photo), "sha256": sums[0]},
             "settings": settings.as_record(), "seconds": {"load": 0.005}, "warnings": [],
         }  # fmt: skip
-        return SimpleNamespace(record=record, save=lambda folder, **_: self.save(Path(folder), record, photo))
+        return SimpleNamespace(record=record, save=lambda folder, *_, **__: self.save(Path(folder), record, photo))
 
     def misbehave(self, photo: Path, settings: LiftSettings) -> None:
         """What names ask for: a worker that dies, memory that is not there."""

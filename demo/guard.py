@@ -35,7 +35,7 @@ _HEADERS = (
     (b"referrer-policy", b"no-referrer"),
 )
 # Gradio would fetch addresses and other spaces' files for whoever asks.
-_PROXIES = re.compile(r"/(file=\s*https?:|proxy=|stream/https?:)", re.I)
+_PROXIES = re.compile(r"/(file[=/]\s*https?:|proxy=|stream/https?:)", re.I)
 
 
 class Guard:

@@ -11,7 +11,7 @@ to that when a page is made.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from io import BytesIO
 from pathlib import Path
@@ -47,6 +47,8 @@ WORK, LOOK = "work", "look"  # two queues: lifts come one after another, cut-out
 LOOKS_AT_ONCE = 2
 # Where the visitor stands, in degrees around and down from straight above, and how far away; the object is 1 large.
 CAMERA = (90.0, 75.0, 1.9)
+MOST_LAYERS = 4
+_MOST_STROKES = 16
 _LOST = "Something went wrong here. The server's log has the details; your photo is not to blame."
 
 
@@ -125,6 +127,8 @@ class Page:
                 eraser=gr.Eraser(default_size=24), elem_id="tl-editor",
             )  # fmt: skip
             self.editor.preprocess = self._painted
+            self.editor.blob_storage = Strokes()
+            self.editor.accept_blobs = limited_strokes(self.editor.accept_blobs)
             self._keep_home(self.editor)
             for pair in ((("left", 0), ("right", 100)), (("top", 0), ("bottom", 100))):
                 with gr.Row():
@@ -493,10 +497,12 @@ class Page:
         """What was painted, for `read_layers`; the photo below it is not taken from the client."""
         if payload is None:
             return []
+        if len(payload.layers or ()) > MOST_LAYERS:
+            raise page_error("There are too many painted layers. Load the photo again.")
         with self._raising():
             if payload.id is not None:
                 cached = self.editor.blob_storage.pop(payload.id, None)
-                return [] if cached is None else [BytesIO(blob) for blob in cached.layers or () if blob]
+                return [] if cached is None else [BytesIO(blob) for blob in (cached.layers or ())[:MOST_LAYERS] if blob]
             return [self._upload(layer.path, layer.orig_name, "layer.png").path for layer in payload.layers or ()]
         raise AssertionError("the block either returns or raises")
 
@@ -513,6 +519,29 @@ def finished(steps: Iterator[Any]) -> Any:
         if isinstance(now, Done):
             return now.value
     raise AssertionError("a job ends with what it returns, or raises")
+
+
+class Strokes(dict[str, Any]):
+    """What visitors paint until they press the button, the latest few: gradio would keep all of it for ever."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.pop(key, None)
+        super().__setitem__(key, value)
+        while len(self) > _MOST_STROKES:
+            self.pop(next(iter(self)))
+
+
+def limited_strokes(accept: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Gradio's taker of painted layers, for as many layers as a painting has; it would make room for any number."""
+
+    def accept_blobs(data: Any) -> Any:
+        index = data.data.get("index")
+        if index not in (None, "", "null") and not 0 <= int(index) < MOST_LAYERS:
+            raise page_error("There are too many painted layers. Load the photo again.")
+        return accept(data)
+
+    accept_blobs._is_server_fn = True  # type: ignore[attr-defined]
+    return accept_blobs
 
 
 class Saying:

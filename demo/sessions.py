@@ -149,7 +149,11 @@ class Sessions:
         """
         now = self._clock()
         with self._lock:
-            stale = [name for name, session in self._known.items() if now - session.seen > IDLE_SECONDS]
+            stale = [
+                name
+                for name, session in self._known.items()
+                if now - session.seen > IDLE_SECONDS and (session.job is None or session.job.stopping)
+            ]  # a job that is under way may take longer than anybody asks for anything
         for name in stale:
             self.drop(name)
         with self._lock:

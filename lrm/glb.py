@@ -237,7 +237,10 @@ def png_bytes(texture: NDArray[np.uint8]) -> bytes:
 
 
 def _json(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(
+        "utf-8",
+        "backslashreplace",  # names of old file systems are no Unicode; this is how JSON escapes them
+    )
 
 
 def _container(document: dict[str, Any], binary: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
@@ -109,8 +110,18 @@ def read_3mf(path: str | Path) -> Triangles:
                 raise ValueError(f"its model is larger than {_LARGEST} bytes")
             root = ElementTree.fromstring(archive.read(_MODEL_FILE))
         colors = _palettes(root)
-        parts = [_object(mesh, colors) for mesh in root.iter(f"{{{_CORE}}}mesh")]
-    except (zipfile.BadZipFile, ElementTree.ParseError, KeyError, ValueError, IndexError, TypeError) as error:
+        built = {item.attrib["objectid"] for item in root.iter(f"{{{_CORE}}}item")}
+        meshes = [(each, each.find(f"{{{_CORE}}}mesh")) for each in root.iter(f"{{{_CORE}}}object")]
+        parts = [
+            _object(mesh, colors, each) for each, mesh in meshes
+            if mesh is not None and (not built or each.attrib["id"] in built)
+        ]  # fmt: skip
+        if not parts:
+            raise ValueError("none of the objects that its build names has a mesh of its own; components are not read")
+    except (
+        zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ElementTree.ParseError, KeyError, ValueError,
+        IndexError, TypeError,
+    ) as error:  # fmt: skip
         raise MeshError(f"{path}: not a usable 3MF file ({type(error).__name__}: {error}). Export it again.") from error
     return Triangles.cat(parts)
 
@@ -135,8 +146,10 @@ def _palettes(root: ElementTree.Element) -> dict[str, NDArray[np.float64]]:
     return palettes
 
 
-def _object(mesh: ElementTree.Element, palettes: dict[str, NDArray[np.float64]]) -> Triangles:
-    """One mesh; where triangles carry colours every corner has a vertex of its own."""
+def _object(
+    mesh: ElementTree.Element, palettes: dict[str, NDArray[np.float64]], owner: ElementTree.Element
+) -> Triangles:
+    """One object's mesh; where it or its triangles carry colours every corner has a vertex of its own."""
     vertices = np.array(
         [[float(v.attrib[axis]) for axis in "xyz"] for v in mesh.iter(f"{{{_CORE}}}vertex")], np.float64
     ).reshape(-1, 3)
@@ -145,11 +158,13 @@ def _object(mesh: ElementTree.Element, palettes: dict[str, NDArray[np.float64]])
     if len(faces) and not 0 <= faces.min() <= faces.max() < len(vertices):
         raise ValueError(f"a triangle names vertex {faces.max()} of {len(vertices)}")
     upright = vertices[:, [0, 2, 1]] * (1, 1, -1)  # z up, front -y → y up, front +z
-    if not any("p1" in t.attrib for t in triangles):
+    usual, first = owner.attrib.get("pid"), owner.attrib.get("pindex")
+    if first is None and not any("p1" in t.attrib for t in triangles):
         return Triangles(upright, faces, np.full((len(upright), 3), GREY))
     colors = np.full((3 * len(faces), 3), GREY)
     for row, t in enumerate(triangles):
-        if t.attrib.get("pid") in palettes and "p1" in t.attrib:
-            own = [t.attrib["p1"], t.attrib.get("p2", t.attrib["p1"]), t.attrib.get("p3", t.attrib["p1"])]
-            colors[3 * row : 3 * row + 3] = palettes[t.attrib["pid"]][[int(index) for index in own]]
+        palette, p1 = palettes.get(t.attrib.get("pid", usual or "")), t.attrib.get("p1", first)
+        if palette is not None and p1 is not None:
+            own = [p1, t.attrib.get("p2", p1), t.attrib.get("p3", p1)]
+            colors[3 * row : 3 * row + 3] = palette[[int(index) for index in own]]
     return Triangles(upright[faces.reshape(-1)], np.arange(3 * len(faces)).reshape(-1, 3), colors)

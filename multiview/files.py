@@ -104,7 +104,7 @@ def write_bytes_whole(path: str | Path, data: bytes) -> None:
 def write_json_whole(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON (UTF-8, keys in the given order) in one step."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    write_bytes_whole(path, (text + "\n").encode("utf-8"))
+    write_bytes_whole(path, (text + "\n").encode("utf-8", "backslashreplace"))  # names that are no Unicode
 
 
 def _umask() -> int:

@@ -62,7 +62,7 @@ class SlowPipe:
         return SimpleNamespace(record=record, save=self._saver(photo.name, record))
 
     def _saver(self, name: str, record: dict[str, Any]) -> Callable[..., list[Path]]:
-        def save(folder: Path, **options: Any) -> list[Path]:
+        def save(folder: Path, *settings: Any, **changes: Any) -> list[Path]:
             folder.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (20, 10), "teal").save(folder / "input.png")
             size, digest = (folder / "input.png").stat().st_size, file_sha256(folder / "input.png")

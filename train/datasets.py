@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -153,7 +154,7 @@ def _read_zip(path: Path, texture_size: int) -> Mesh:
             _unpack(path, top, Path(aside))
             return read_textured(Path(aside) / "meshes" / "model.obj", texture_size)
         # A broken archive shows itself in many ways: a bad checksum, a cut-off stream, a method that is not known.
-        except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
             raise MeshError(f"{path}: cannot be unpacked ({error}). Download it again.") from error
         except MeshError as error:
             raise MeshError(f"{path}: {str(error).replace(aside, path.name)}") from error

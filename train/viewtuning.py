@@ -112,6 +112,13 @@ class ViewTuneConfig(RunConfig):
             raise SettingsError(
                 f"data names {len(self.data)} folders, data_weights {len(weights)}; they must be equal and not 0."
             )
+        if any(not weight >= 0 for weight in weights) or not 0 < sum(weights) < float("inf"):
+            raise SettingsError(f"data_weights={list(weights)}: expected numbers of 0 or more, not all of them 0.")
+        if not 0 <= self.rehearsal_share <= 1 or self.preview_steps < 1 or self.preview_objects < 0:
+            raise SettingsError(
+                f"rehearsal_share={self.rehearsal_share:g}, preview_steps={self.preview_steps}, preview_objects="
+                f"{self.preview_objects}: expected 0 to 1, 1 or more, and 0 or more."
+            )
         if self.inputs and (self.family != "syncdreamer" or len(self.inputs) != len(self.data)):
             raise SettingsError(
                 f"inputs names {len(self.inputs)} folders for {len(self.data)} of data and family={self.family}: "
@@ -473,6 +480,9 @@ class ViewTuner(BaseTrainer[ViewTuneConfig, ViewBatch]):
             except WeightsError as error:  # numbers that are not finite end no run here: the guards see to them
                 self.alarm("preview", f"no preview: {error}")
                 return
+        if not rows:
+            self.log(found)
+            return
         found["val_psnr" if self.val else "psnr"] = float(np.mean([_psnr(a, b) for _, a, b in rows]))
         self.log(found)
         file = self.out / "previews" / f"{self.step:06d}.png"

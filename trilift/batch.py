@@ -304,7 +304,7 @@ def lift_item(
         sums = content_sums(item, photo)
         result = _lift_smaller(pipe, photo, folder, settings, item, halvings, on_stage)
         if result.status == "done":
-            with suppress(OutputError):  # reports draw what is missing
+            with suppress(Exception):  # the asset is whole, and reports draw what is missing
                 write_preview(folder, photo)  # while photo and asset are at hand
     except TriliftError as error:
         sums = content_sums(item, None)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import re
 import signal
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from multiview.errors import SettingsError, TriliftError
 
+from .journal import json_line
 from .progress import Narrator, in_words
 
 if TYPE_CHECKING:
@@ -88,6 +88,10 @@ def run(args: argparse.Namespace, settings: LiftSettings) -> int:
     options = RunOptions(
         args.glob, args.limit, args.retry_failed, args.workers, args.threads, args.batch_size
     )  # fmt: skip
+    if args.threads is not None and not args.workers:
+        raise SettingsError(f"--threads {args.threads} is of each worker process. Give --workers, too.")
+    if args.batch_size is not None and (args.workers or args.engine == "ray"):
+        raise SettingsError(f"--batch-size {args.batch_size} is for lifts in this process: workers take one by one.")
     if args.ray_address is not None and args.engine != "ray":
         raise SettingsError(f"--ray-address {args.ray_address} belongs to --engine ray. Give that, too.")
     for named in (args.model, args.views):  # a wrong name fails before torch is loaded
@@ -213,7 +217,7 @@ class Tally:
         self._earlier += result.earlier
         self._last = result.source
         if self._as_json:
-            print(json.dumps(result.as_json(), ensure_ascii=False), flush=True)
+            print(json_line(result.as_json()), flush=True)
         if self._live:
             self._stream.write("\r\x1b[K")
         self._tell(result)

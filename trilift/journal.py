@@ -125,11 +125,13 @@ class Known:
 
     Attributes:
         example: place of some finished asset, None when no row names one.
+        began_at: where the log ended at the first look; None before it. What stands behind is of this run's time.
     """
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._end = 0
+        self.began_at: int | None = None
         self._finished, self._failed_ever = KeySet(), KeySet()
         self._failed: dict[int, int] = {}  # key → offset of the row
         self.example: str | None = None
@@ -153,6 +155,8 @@ class Known:
                 self._finished.add(key_of(source, fingerprint, mark, run))
                 for key in _failed_keys(source, fingerprint, mark, run):
                     self._failed.pop(key, None)
+        if self.began_at is None:
+            self.began_at = self._end
 
     def is_finished(self, source: str, fingerprint: str | None, *told: str | None) -> bool:
         """Whether a row says that ``source`` was finished with this fingerprint (and this mark and run key)."""
@@ -162,10 +166,10 @@ class Known:
         """Whether a row says that ``source`` failed, with whatever settings."""
         return key_of(source) in self._failed_ever
 
-    def failure(self, source: str, *told: str | None) -> dict[str, Any] | None:
+    def failure(self, source: str, *told: str | None, since: int = 0) -> dict[str, Any] | None:
         """The row by which ``source`` failed with this fingerprint (or mark and run key), unless it worked later."""
         offset = self._failed.get(key_of(source, *told))
-        return None if offset is None else self._journal.row_at(offset)
+        return None if offset is None or offset < since else self._journal.row_at(offset)
 
 
 def _failed_keys(source: str, fingerprint: str | None, mark: str | None, run: str | None) -> Iterator[int]:

@@ -130,16 +130,18 @@ class Lookup:
 
     def failed_before(self, item: PhotoItem) -> LiftResult | None:
         """The result of an attempt that failed with the same photo, settings and weights, unless those are retried."""
-        if self._retry_failed or not self._known.has_failed(item.source):
+        if not self._known.has_failed(item.source):
             return None
+        # Tried again is what failed before this run; what another process has just tried is not.
+        since = (self._known.began_at or 0) if self._retry_failed else 0
         mark = item.mark()
         for judge in self._judges(self._example()):
             row = None
             if mark is not None:
-                row = self._known.failure(item.source, mark, judge.fingerprint("", None, self._settings))
+                row = self._known.failure(item.source, mark, judge.fingerprint("", None, self._settings), since=since)
             if row is None:
                 sums = content_sums(item, self._fetched(item))
-                row = self._known.failure(item.source, judge.fingerprint(*sums, self._settings))
+                row = self._known.failure(item.source, judge.fingerprint(*sums, self._settings), since=since)
             if row is not None:
                 return replace(LiftResult.from_json(row), earlier=True)
         return None

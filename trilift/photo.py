@@ -7,6 +7,7 @@ import io
 import re
 import stat
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,9 @@ def find_mask(path: str | Path) -> Path | None:
     for suffix in PHOTO_SUFFIXES:
         for ending in (suffix, suffix.upper()):
             candidate = path.with_name(path.stem + MASK_ENDING + ending)
-            if candidate.is_file():
-                return candidate
+            with suppress(OSError):  # the photo's name with the ending may be too long for the file system
+                if candidate.is_file():
+                    return candidate
     return None
 
 

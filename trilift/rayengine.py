@@ -111,15 +111,17 @@ def run_ray(
 
     store = OutStore(out)
     claims = Claims(store.local)  # sweeps what a killed run left, and keeps others from sweeping what is in hand
-    clean = False
+    clean = fetched = False
     try:
         store.fetch_file(RESULTS_FILE)
+        fetched = True
         with _cluster(address), _book(store.local, retry_failed, stop) as book:
             reader = _Reader(_rows(chain([first], stream), str(out), settings, loader, book, actors))
             clean = yield from _written_down(reader, store, lambda: book.stop.remote())
     finally:
         claims.close(clean)
-        _report(store, photos, None if count is None else count())
+        if fetched:  # else a shorter log would take the place of the one that could not be read
+            _report(store, photos, None if count is None else count())
 
 
 class _Reader:

@@ -14,8 +14,8 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 SAME, DIFFERENT = 0, 1
 _MESH_FILES = ("mesh.glb", "mesh.gltf", "mesh.ply", "mesh.obj", "mesh.3mf", "mesh.stl")  # the most exact first
 _CHAMFER_SAMPLES = 20_000
+# What else a record holds that decides files: where it stands, and what it is.
+_CAUSES = (
+    (("photo", "mask_sha256"), "the photo's mask"),
+    (("texture", "unwrap", "way"), "the way of unwrapping"),
+    (("views", "photos"), "photos of other sides"),
+    (("views", "generator", "sha256"), "the view generator's weights"),
+    (("best_of", "kept"), "the lift that was kept of several"),
+)
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,7 @@ def reproduce(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "again" if out is None else Path(out)
         asset = pipe(found, settings, on_stage=on_stage)
+        asset = replace(asset, name=str(record.get("name", asset.name)))  # the photo may have been renamed
         asset.save(folder, settings.saving())
         return compare(record_file.parent, record, folder)
 
@@ -123,6 +132,10 @@ def read_record(path: Path) -> dict[str, Any]:
     lacking = [name for name in needed if not isinstance(record, dict) or name not in record]
     if lacking:
         raise OutputError(f"{path}: expected the record of a lift, found none of its {', '.join(lacking)}.")
+    kinds = {"photo": dict, "model": dict, "settings": dict, "files": list}
+    wrong = [f"{name} ({type(record[name]).__name__})" for name, k in kinds.items() if not isinstance(record[name], k)]
+    if wrong:
+        raise OutputError(f"{path}: expected the record of a lift, found another kind of {', '.join(wrong)} in it.")
     return dict(record)
 
 
@@ -215,7 +228,18 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, .
         old, new = before.get(name) or {}, now.get(name) or {}
         keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
         told += [f"{what} {key}: {old.get(key)} before, {new.get(key)} now" for key in keys]
+    for path, what in _CAUSES:
+        was, became = _dig(before, path), _dig(now, path)
+        if was != became:
+            told.append(f"{what}: {was} before, {became} now")
     return tuple(told)
+
+
+def _dig(record: Any, keys: Sequence[str]) -> Any:
+    """What a record says under one key in another, None where it says nothing."""
+    for key in keys:
+        record = record.get(key) if isinstance(record, Mapping) else None
+    return record
 
 
 def _apart(before: Path, record: Mapping[str, Any], now: Path, again: Mapping[str, Any]) -> dict[str, Any]:

@@ -121,7 +121,8 @@ def lift_folder(
     items = photo_items(folder, out, glob=options.glob, limit=options.limit)
     first = next(items, None)  # so that a wrong folder fails here
     if first is None:
-        raise ImageError(f"{folder}: no photo in it matches glob={options.glob!r}.")
+        fits = "there is no photo in it" if options.glob is None else f"no photo in it matches glob={options.glob!r}"
+        raise ImageError(f"{folder}: {fits}.")
     run = FolderRun(
         pipe, itertools.chain([first], items), OutStore(out), settings, options, stop=stop, count=count,
         photos=Path(folder) if Path(folder).is_dir() else None, on_note=on_note,
@@ -280,14 +281,14 @@ class FolderRun:
 
     def _collect(self, timeout: float | None) -> None:
         """Take in outcomes, at least one unless the time runs out; see them on the disk."""
-        outcomes: list[Outcome] = []
+        outcomes: list[tuple[Outcome, _Slot]] = []
         found = self._hands.take(timeout)
         while found is not None:
-            outcomes.append(found)
+            # What was taken is nobody's to wait for any more, whatever goes wrong with the writing of another.
+            outcomes.append((found, self._pending.pop(found.task.number)))
             found = self._hands.take(0)
         results: list[tuple[_Slot, LiftResult]] = []
-        for outcome in outcomes:
-            slot = self._pending.pop(outcome.task.number)
+        for outcome, slot in outcomes:
             if outcome.died is not None and self._again(slot, outcome):
                 continue
             if outcome.error is not None:

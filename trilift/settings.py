@@ -55,6 +55,8 @@ class _Settings:
                 near = difflib.get_close_matches(name, known, 1, 0.5)
                 hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known)}."
                 raise SettingsError(f"unknown setting {name!r}. {hint}")
+        if changes.get("profile", getattr(self, "profile", None)) != getattr(self, "profile", None):
+            changes = _without_profile(self, changes)
         if changes.get("views_dir") is not None:
             changes["views_dir"] = str(changes["views_dir"])
         for name, value in changes.items():
@@ -359,6 +361,20 @@ def parse_keep(text: str | float) -> float:
     return float(found[1]) / 100
 
 
+def _without_profile(settings: Any, changes: dict[str, Any]) -> dict[str, Any]:
+    """``changes`` that also take back what the profile of ``settings`` had put in the place of defaults."""
+    if settings.profile is None:
+        return changes
+    profile = PROFILES[settings.profile]
+    plain = {field.name: field.default for field in dataclasses.fields(settings)}
+    undone = {
+        name: plain[name] for name, value in profile.settings().items()
+        if name in plain and value is not None and getattr(settings, name) == value
+    }  # fmt: skip
+    left = tuple(name for name in settings.formats if name not in profile.formats)
+    return {**undone, "formats": left or plain["formats"], **changes}
+
+
 def _take_profile(settings: LiftSettings | SaveSettings) -> None:
     """Put what a profile wants in the place of defaults, and add its formats."""
     if settings.profile is None:
@@ -370,6 +386,8 @@ def _take_profile(settings: LiftSettings | SaveSettings) -> None:
         set_(settings, "formats", settings.formats + more)
     for field in dataclasses.fields(settings):
         wanted = profile.settings().get(field.name)
+        if field.name == "faces" and wanted is not None and getattr(settings, "texture", None) == "baked":
+            wanted = min(wanted, BAKED_FACES)
         if wanted is not None and getattr(settings, field.name) == field.default:
             set_(settings, field.name, wanted)
 

@@ -21,6 +21,7 @@ from multiview.errors import MeshError
 from .settings import LiftSettings
 
 _COLOR_CHUNK = 1 << 16
+_REMESH_TRIES = 4  # to stay within the triangles asked for, which ways of remeshing hit roughly
 
 OnStep = Callable[[str], AbstractContextManager[None]]
 
@@ -55,7 +56,7 @@ def shaped(
         with step("remesh"):
             mesh = _remeshed(mesh, settings)
     budget = settings.face_budget
-    if budget is not None and len(mesh.faces) > budget:
+    if budget is not None and len(mesh.faces) > budget and settings.remesh != "quads":  # which it would tear apart
         with step("simplify"):
             mesh = decimated(mesh, budget)
     if settings.watertight:
@@ -69,14 +70,16 @@ def shaped(
 
 def _remeshed(mesh: Mesh, settings: LiftSettings) -> Mesh:
     """By triangles of even size, or pairs of them; as many as are asked for, or as there were."""
-    count = settings.face_budget or len(mesh.faces)
-    if settings.remesh == "quads":
-        from lrm.remesh import quads
+    from lrm.remesh import isotropic, quads
 
-        return quads(mesh, count)
-    from lrm.remesh import isotropic
-
-    return isotropic(mesh, count)
+    way, count = (quads if settings.remesh == "quads" else isotropic), settings.face_budget or len(mesh.faces)
+    made, wanted = way(mesh, count), count
+    for _ in range(_REMESH_TRIES):
+        if settings.face_budget is None or len(made.faces) <= count:
+            break
+        wanted = max(int(0.97 * wanted * count / len(made.faces)), 4)
+        made = way(mesh, wanted)
+    return made
 
 
 def decimated(mesh: Mesh, faces: int, *, colors_from: Mesh | None = None) -> Mesh:

@@ -189,8 +189,11 @@ def _copy_range(shard: str, offset: int, size: int, target: Path) -> None:
         raise ImageError(f"{shard}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
     if len(data) != size:
         raise ImageError(f"{shard}: became shorter: {len(data)} of {size} bytes at {offset}. Copy it again.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(data)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    except OSError as error:
+        raise ImageError(f"{shard}: a photo in it could not be copied out ({error.strerror}).") from error
 
 
 def _opened(shard: str) -> IO[bytes] | Any:

@@ -30,6 +30,8 @@ from multiview.errors import ImageError, SettingsError
 from .keysets import KeySet, key_of
 from .photo import MASK_ENDING, PHOTO_SUFFIXES, find_mask
 
+_DEEPEST = 200  # folders in folders; Python's own limit of calls lies behind it
+
 if TYPE_CHECKING:
     from .shards import Member
 
@@ -202,6 +204,10 @@ def _folder_items(folder: Path, out: str) -> Iterator[PhotoItem]:
 
 def _walk(folder: Path, source: str, place: str, out: Path | None) -> Iterator[PhotoItem]:
     """Photos of one folder and below; ``source`` and ``place`` are the folder's, '' or ending in '/'."""
+    if source.count("/") > _DEEPEST:
+        text = f"{folder}: is more than {_DEEPEST} folders down. Move it up."
+        yield PhotoItem(source.rstrip("/"), f"{place}unlisted", problem=text)
+        return
     try:
         found = dict(_listed(folder, out))
     except OSError as error:
@@ -267,6 +273,10 @@ def is_photo_name(name: str, beside: Container[str]) -> bool:
     return not any(stem + end in beside for s in PHOTO_SUFFIXES for end in (s, s.upper()))
 
 
+# Folders of these names would stand where the run's own files stand.
+_OF_THE_RUN = ("results.jsonl", "report.html")
+
+
 def sibling_places(photos: Sequence[str], folders: Sequence[str]) -> dict[str, str]:
     """A folder's name for everything in one directory, none twice, not even where upper and lower case are one.
 
@@ -277,7 +287,7 @@ def sibling_places(photos: Sequence[str], folders: Sequence[str]) -> dict[str, s
     Returns:
         {name: place}: a photo's is its stem unless two share it, then the full name, then that with a number.
     """
-    taken: set[str] = set()
+    taken = set(_OF_THE_RUN)
     places = {name: _free(name.strip(". ") or "folder", taken) for name in sorted(folders)}
     stems = Counter(asset_name(name).casefold() for name in photos)
     for name in sorted(photos):

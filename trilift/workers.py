@@ -31,6 +31,8 @@ _LENGTH = struct.Struct(">Q")
 _START = "import sys; sys.path[:] = {path!r}; from trilift.workers import serve; serve()"
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
+_STARTS = 3  # of a worker that something ends while it loads
+
 
 class Crew:
     """Worker processes, each with a thread here that hands it tasks.
@@ -91,31 +93,55 @@ class Crew:
     def _work(self, slot: int) -> None:
         """Hand tasks to one worker, and start another when it died."""
         while (task := self._tasks.get()) is not None and not self._killed:
-            worker = self._workers[slot]
-            if worker is None:
-                worker = self._workers[slot] = _Worker(self._loader, self._settings, slot, self._threads_each)
-            outcome = worker.do(task)
-            if outcome.result is None:
-                worker.kill()
-                self._workers[slot] = None
+            for _ in range(_STARTS):
+                outcome = self._done(slot, task)
+                worker = self._workers[slot]
+                if outcome.result is None and worker is not None:
+                    worker.kill()
+                    self._workers[slot] = None
+                if not (isinstance(outcome.error, WorkerStartError) and outcome.error.by_signal) or self._killed:
+                    break  # a worker that is killed while it loads says nothing of the photo, and little of the run
             self._outcomes.put(outcome)
         worker = self._workers[slot]
         if worker is not None:
             worker.finish()
             self._workers[slot] = None
 
+    def _done(self, slot: int, task: Task) -> Outcome:
+        """The outcome of a task in a slot's worker; a thread of ours must not end before it has one."""
+        try:
+            worker = self._workers[slot]
+            if worker is None:
+                worker = self._workers[slot] = _Worker(self._loader, self._settings, slot, self._threads_each)
+            return worker.do(task)
+        except Exception as error:
+            told = f"a worker process could not be started ({type(error).__name__}: {error}). Try fewer --workers."
+            return Outcome(task, error=TriliftError(told))
+
+
+class WorkerStartError(TriliftError):
+    """A worker process ended while it started.
+
+    Attributes:
+        by_signal: whether something ended it from outside.
+    """
+
+    def __init__(self, message: str, by_signal: bool) -> None:
+        super().__init__(message)
+        self.by_signal = by_signal
+
 
 class _Worker:
     """One process."""
 
     def __init__(self, loader: Callable[[], Any], settings: LiftSettings, slot: int, threads: int) -> None:
+        self._hello: bytes | None = pickle.dumps((loader, settings, slot, threads))
         environment = {**os.environ, **{name: str(threads) for name in _THREAD_VARIABLES}}
         # The output of what it runs goes to our stderr; its own standard output is ours.
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START.format(path=sys.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env=environment, start_new_session=True,
         )  # fmt: skip
-        self._hello: bytes | None = pickle.dumps((loader, settings, slot, threads))
 
     @property
     def pid(self) -> int | None:
@@ -130,8 +156,10 @@ class _Worker:
                 if problem is not None:
                     return Outcome(task, error=problem)
         except (OSError, EOFError) as error:
-            told = f"a worker process ended while it started ({self._how_it_ended()})"
-            failure = TriliftError(f"{told}. What it said stands above; --workers 0 does without them.")
+            how = self._how_it_ended()
+            told = f"a worker process ended while it started ({how})"
+            told += ". What it said stands above; --workers 0 does without them."
+            failure = WorkerStartError(told, how.startswith("signal"))
             failure.__cause__ = error
             return Outcome(task, error=failure)
         try:

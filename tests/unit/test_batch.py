@@ -46,7 +46,7 @@ class StubPipe:
         mask = find_mask(photo)
         fingerprint = self.fingerprint(file_sha256(photo), mask and file_sha256(mask), settings)
         record = {"fingerprint": fingerprint, "seconds": {"load": 0.5}, "warnings": ["<soft> edge"]}
-        return SimpleNamespace(record=record, save=lambda folder, **options: _save(folder, record))
+        return SimpleNamespace(record=record, save=lambda folder, *_, **__: _save(folder, record))
 
 
 def _save(folder: Path, record: dict) -> list[Path]:

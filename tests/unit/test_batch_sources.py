@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multiview.errors import ImageError, SettingsError
+from tests.fakes import draw_photo
 from trilift.sources import PhotoItem, expand_braces, photo_items, sibling_places
 
 
@@ -338,3 +339,17 @@ def test_an_item_with_a_problem_says_it(tmp_path):
     with pytest.raises(ImageError, match="it is broken"):
         PhotoItem("a", "a", problem="it is broken").fetch(tmp_path)
     assert PhotoItem("a", "a", problem="it is broken").mark() is None
+
+
+def test_photos_named_like_files_of_the_run_and_folders_in_folders_in_folders(tmp_path: Path) -> None:
+    for name in ("results.jsonl.png", "report.html.png", "a.png"):
+        draw_photo(tmp_path / "in" / name)
+    deep = tmp_path / "in" / "/".join(["d"] * 230)
+    deep.mkdir(parents=True)
+    draw_photo(deep / "b.png")
+    found = {item.source: item for item in photo_items(tmp_path / "in", tmp_path / "out")}
+    assert found["results.jsonl.png"].place == "results.jsonl.png"
+    assert found["report.html.png"].place == "report.html.png"
+    assert found["a.png"].place == "a"
+    problems = [item.problem for item in found.values() if item.problem]
+    assert len(problems) == 1 and "more than 200 folders down" in problems[0]

@@ -279,6 +279,11 @@ async def plain_app(scope: Any, receive: Any, send: Any) -> None:
         pytest.param(
             {"host": "localhost", "path": "/gradio_api/file=http://10.0.0.1/x"}, 403, id="file from elsewhere"
         ),
+        pytest.param(
+            {"host": "localhost", "path": "/gradio_api/file/http://10.0.0.1/x"},
+            403,
+            id="file from elsewhere by the old road",
+        ),
         pytest.param({"host": "localhost", "path": "/gradio_api/proxy=x"}, 403, id="proxy"),
         pytest.param({"host": "localhost", "method": "POST"}, 411, id="no length"),
         pytest.param({"host": "localhost", "method": "POST", "content_length": "9"}, 200, id="a small one"),
@@ -307,3 +312,25 @@ def test_a_full_store_takes_no_more_uploads(tmp_path: Path, monkeypatch: pytest.
     assert ask(guard, **ask_upload)[0] == 507
     (tmp_path / "a").unlink()
     assert ask(guard, **ask_upload)[0] == 200
+
+
+def test_what_is_painted_is_kept_for_a_few_and_a_few_layers() -> None:
+    from types import SimpleNamespace
+
+    from demo.page import MOST_LAYERS, Strokes, limited_strokes, load_gradio
+
+    load_gradio()
+
+    kept = Strokes()
+    for number in range(100):
+        kept[str(number)] = number
+    assert len(kept) < 20 and kept["99"] == 99 and "0" not in kept
+    taken: list[Any] = []
+    accept = limited_strokes(taken.append)
+    for index in (None, "null", "0", str(MOST_LAYERS - 1)):
+        accept(SimpleNamespace(data={"index": index}))
+    assert len(taken) == 4
+    for index in ("50000000", "-1", str(MOST_LAYERS)):
+        with pytest.raises(Exception, match="too many painted layers"):
+            accept(SimpleNamespace(data={"index": index}))
+    assert len(taken) == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lrm.fileframe import PRINTED, Y_UP, FileFrame, frame_of
 from lrm.mesh import Mesh
 from lrm.meshfile import FORMATS, file_matrix, read_mesh, write_mesh
 from multiview.errors import MeshError, OutputError, SettingsError
+from multiview.files import write_json_whole
 from tests.unit.test_asset import make_asset
 from trilift.exportchecks import check_export, read_back
 from trilift.profiles import PROFILES, Profile
@@ -277,3 +279,57 @@ def test_colours_that_are_not_numbers_are_refused_before_anything_is_written(tmp
     spoilt = FunctionField(lambda p: torch.ones(len(p)), lambda p: torch.full((len(p), 3), float("nan")))
     with pytest.raises(MeshError, match="NaN or Inf"):
         recolored(tetrahedron(), spoilt)
+
+
+def three_mf(path: Path, objects: str, build: str) -> Path:
+    """A 3MF file with a red palette, some objects and a build."""
+    core = "http://schemas.microsoft.com/3dmanufacturing/core/2015/02"
+    material = "http://schemas.microsoft.com/3dmanufacturing/material/2015/02"
+    text = (
+        f'<model unit="millimeter" xmlns="{core}" xmlns:m="{material}"><resources>'
+        f'<m:colorgroup id="1"><m:color color="#FF0000FF"/></m:colorgroup>{objects}</resources>'
+        f"<build>{build}</build></model>"
+    )
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("3D/3dmodel.model", text)
+    return path
+
+
+def one_face(number: int, attributes: str = "") -> str:
+    vertices = '<vertex x="0" y="0" z="0"/><vertex x="1" y="0" z="0"/><vertex x="0" y="1" z="0"/>'
+    face = '<triangle v1="0" v2="1" v3="2"/>'
+    mesh = f"<mesh><vertices>{vertices}</vertices><triangles>{face}</triangles></mesh>"
+    return f'<object id="{number}" type="model" {attributes}>{mesh}</object>'
+
+
+def test_a_3mf_gives_what_its_build_names_in_the_objects_own_colour(tmp_path: Path) -> None:
+    objects = one_face(2, 'pid="1" pindex="0"') + one_face(3)
+    both = read_mesh(three_mf(tmp_path / "both.3mf", objects, ""))
+    assert len(both.faces) == 2
+    red = read_mesh(three_mf(tmp_path / "red.3mf", objects, '<item objectid="2"/>'))
+    assert len(red.faces) == 1 and np.allclose(red.colors, (1, 0, 0), atol=1e-6)
+    grey = read_mesh(three_mf(tmp_path / "grey.3mf", objects, '<item objectid="3"/>'))
+    assert len(grey.faces) == 1 and np.ptp(grey.colors) == 0
+
+
+def test_a_damaged_3mf_is_named(tmp_path: Path) -> None:
+    file = three_mf(tmp_path / "cut.3mf", one_face(2) * 50, "")
+    data = bytearray(file.read_bytes())
+    data[60:140] = bytes(80)
+    file.write_bytes(data)
+    with pytest.raises(MeshError, match=r"cut\.3mf: not a usable 3MF"):
+        read_mesh(file)
+
+
+def test_a_profile_can_be_taken_back_and_exchanged() -> None:
+    printed = LiftSettings(profile="print", seed=3)
+    assert printed.watertight and printed.keep == 1.0
+    assert printed.replaced(profile=None) == LiftSettings(seed=3)
+    assert printed.replaced(profile="web") == LiftSettings(profile="web", seed=3)
+    assert LiftSettings(profile="print", texture="baked").face_budget == 20_000
+
+
+def test_names_that_are_no_unicode_are_escaped(tmp_path: Path) -> None:
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    write_json_whole(tmp_path / "a.json", {"name": name})
+    assert json.loads((tmp_path / "a.json").read_text())["name"] == name
