@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from multiview.errors import SettingsError, TriliftError
 
-from .journal import json_line
 from .progress import Narrator, in_words
 
 if TYPE_CHECKING:
@@ -217,6 +216,8 @@ class Tally:
         self._earlier += result.earlier
         self._last = result.source
         if self._as_json:
+            from .journal import json_line  # --help need not wait for it
+
             print(json_line(result.as_json()), flush=True)
         if self._live:
             self._stream.write("\r\x1b[K")
