@@ -108,32 +108,40 @@ def paired(before: dict[str, float], after: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def prepare(stages: Stages, packed: Sequence[Path], split: dict[str, list[str]]) -> list[Path]:
-    """The base's data without the category, and the objects to tune on; returns the folders of the former."""
+def prepare(stages: Stages, packed: Sequence[Path], split: dict[str, list[str]]) -> tuple[list[Path], list[Path]]:
+    """Parts every packed folder into the base's data, which lacks the category, and that of the objects to tune on."""
     out = stages.out
     for name in ("all", "tune"):
         with written_whole(out / f"{name}.txt") as aside:
             aside.write_text("\n".join(split[name]) + "\n", "utf-8")
-    folders = []
+    base, tune = [], []
     for data in packed:
-        folders.append(out / f"{data.name}-without")
-        stages.run(folders[-1].name, "train.subset", data, "-o", folders[-1], "--names", out / "all.txt", "--without")
-    stages.run("tune-data", "train.subset", packed[0], "-o", out / "tune", "--names", out / "tune.txt")
-    return folders
+        base.append(out / f"{data.name}-without")
+        tune.append(out / f"{data.name}-tune")
+        stages.run(base[-1].name, "train.subset", data, "-o", base[-1], "--names", out / "all.txt", "--without")
+        stages.run(tune[-1].name, "train.subset", data, "-o", tune[-1], "--names", out / "tune.txt")
+    return base, tune
 
 
-def train(stages: Stages, base_data: Sequence[Path], args: argparse.Namespace) -> None:
+def train(stages: Stages, folders: tuple[list[Path], list[Path]], args: argparse.Namespace) -> None:
     """The base, then both fine-tunes of it."""
-    out, data = stages.out, ",".join(str(folder) for folder in base_data)
-    share = ",".join("1" for _ in base_data)
+    out = stages.out
+    base, tune = (",".join(str(folder) for folder in part) for part in folders)
+    share = ",".join("1" for _ in folders[0])
     stages.run(
-        "base", "train.lrm", "--config", "train/recipes/tiny.yaml", "-o", out / "base", f"data=[{data}]",
+        "base", "train.lrm", "--config", "train/recipes/tiny.yaml", "-o", out / "base", f"data=[{base}]",
         f"data_weights=[{share}]", f"val='{args.val}'", *args.base,
     )  # fmt: skip
     tuned = ["train.lrm", "--config", "train/recipes/tiny-finetune.yaml", "-o"]
-    words = [f"data=[{out / 'tune'}]", f"init={out / 'base' / 'model'}", f"val='{args.val}'", *args.tune]
+    words = [
+        f"data=[{tune}]",
+        f"data_weights=[{share}]",
+        f"init={out / 'base' / 'model'}",
+        f"val='{args.val}'",
+        *args.tune,
+    ]
+    stages.run("rehearsed", *tuned, out / "rehearsed", *words, f"rehearsal=[{base}]")
     stages.run("tuned", *tuned, out / "tuned", *words)
-    stages.run("rehearsed", *tuned, out / "rehearsed", *words, f"rehearsal=[{data}]")
 
 
 def judge(stages: Stages, meshes: Path, split: dict[str, list[str]]) -> dict[str, Any]:
