@@ -22,7 +22,7 @@ from multiview.errors import ImageError, WeightsError
 
 # Mean and spread of ImageNet's colours in [-1, 1], as the lpips package rounds them.
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-_TINY = 1e-10
+_TINY = 1e-20  # below a squared length: where a network sees nothing, its gradient is 0 and no NaN
 _DEPTHS = 5
 
 
@@ -89,11 +89,15 @@ class Lpips:
 
     def _distance(self, pair: Tensor) -> Tensor:
         """(1,) distance of the two pictures (2, 3, H, W)."""
-        total = pair.new_zeros(1)
-        for features, factor in zip(self.features(pair), self.factors, strict=True):
-            unit = features / (features.square().sum(1, keepdim=True).sqrt() + _TINY)
-            difference = (unit[:1] - unit[1:]).square()
-            total = total + (difference * factor.to(pair)[:, None, None]).sum(1).mean((1, 2))
+        seen = self.features(pair)
+        return self.between([each[:1] for each in seen], [each[1:] for each in seen])
+
+    def between(self, answer: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
+        """(V,) distances of pictures by their `features`, of V pictures each; differentiable in both."""
+        total = answer[0].new_zeros(len(answer[0]))
+        for ours, theirs, factor in zip(answer, truth, self.factors, strict=True):
+            difference = (_unit(ours) - _unit(theirs)).square()
+            total = total + (difference * factor.to(ours)[:, None, None]).sum(1).mean((1, 2))
         return total
 
     def features(self, pictures: Tensor) -> list[Tensor]:
@@ -108,6 +112,11 @@ class Lpips:
             if index in self.tower.read:
                 seen.append(x)
         return seen
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Features (V, C, h, w) with each pixel's channels of unit length."""
+    return features / (features.square().sum(1, keepdim=True) + _TINY).sqrt()
 
 
 @lru_cache(maxsize=2)

@@ -78,6 +78,26 @@ class DataFolder:
     read: ReadFlags = field(default_factory=ReadFlags)
 
 
+def folder_chances(data: Sequence[object], data_weights: Sequence[float]) -> tuple[float, ...]:
+    """How often each folder of a recipe is drawn from, in proportion to each other.
+
+    Args:
+        data: the recipe's folders.
+        data_weights: its numbers for them; none for all alike.
+
+    Raises:
+        SettingsError: no folders; not one number for each; or numbers that are negative, not finite or all 0.
+    """
+    chances = tuple(data_weights) or (1.0,) * len(data)
+    if not data or len(chances) != len(data):
+        raise SettingsError(
+            f"data names {len(data)} folders, data_weights {len(chances)}; they must be equal and not 0."
+        )
+    if any(not weight >= 0 for weight in chances) or not 0 < sum(chances) < float("inf"):
+        raise SettingsError(f"data_weights={list(chances)}: expected numbers of 0 or more, not all of them 0.")
+    return chances
+
+
 @dataclass(frozen=True)
 class _Lists:
     """Those of `ReadFlags` that are lists where they are anything."""

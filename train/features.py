@@ -18,20 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lrm.lpips import VGG16, Lpips
 from lrm.vit import Vit, VitConfig, dino_renames, normalize_imagenet
 from multiview.checkpoint import fill_network, read_checkpoint
 from multiview.errors import SettingsError, WeightsError
 from multiview.keymap import KeyTable
 
-# Numbers of VGG16's convolutions in torchvision's list; a pooling stands before each group but the first.
-_VGG16 = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-_SMALLEST = 2 ** (len(_VGG16) - 1)  # pixels that four poolings leave something of
+_SMALLEST = VGG16.pool ** len(VGG16.pooled)  # pixels that four poolings leave something of
 _HEAD_WIDTH = 64  # of every DINO
 _UNUSED = ("classifier.", "scaling_layer.")
 
 
 class LpipsError(nn.Module):
-    """Weighted squared difference of VGG16's normalised features at five depths.
+    """`lrm.lpips.Lpips` on VGG16 as a loss: the distance of patches smaller than metrics take, in the mean.
 
     Args:
         convolutions: (weight, bias) of the thirteen, in order.
@@ -42,31 +41,24 @@ class LpipsError(nn.Module):
         super().__init__()
         self.weights = nn.ParameterList(nn.Parameter(weight.float()) for weight, _ in convolutions)
         self.biases = nn.ParameterList(nn.Parameter(bias.float()) for _, bias in convolutions)
-        self.linear = nn.ParameterList(nn.Parameter(weight.float().flatten()[:, None, None]) for weight in linear)
+        self.linear = nn.ParameterList(nn.Parameter(weight.float().flatten()) for weight in linear)
         self.requires_grad_(False)
 
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Five maps (T, C, h, w), each pixel's channels of unit length, of pictures (T, 3, H, W) in [0, 1]."""
-        if min(images.shape[-2:]) < _SMALLEST:
+    def forward(self, made: Tensor, truth: Tensor) -> Tensor:
+        """Mean over pictures (T, 3, H, W) in [0, 1]; gradients flow into ``made``.
+
+        Raises:
+            SettingsError: pictures that are too small.
+        """
+        if min(made.shape[-2:]) < _SMALLEST:
             raise SettingsError(
-                f"LPIPS wants pictures of {_SMALLEST} px or more, found {images.shape[-1]} x {images.shape[-2]} px. "
+                f"LPIPS wants pictures of {_SMALLEST} px or more, found {made.shape[-1]} x {made.shape[-2]} px. "
                 "Raise sample.patch_size, or set loss.features=0."
             )
-        x, found, number = normalize_imagenet(images), [], 0
-        for group in _VGG16:
-            x = F.max_pool2d(x, 2) if number else x
-            for _ in group:
-                x = F.relu(F.conv2d(x, self.weights[number], self.biases[number], padding=1))
-                number += 1
-            found.append(x / (x.square().sum(1, keepdim=True) + 1e-20).sqrt())
-        return found
-
-    def forward(self, made: Tensor, truth: Tensor) -> Tensor:
-        """Mean over pictures (T, 3, H, W) in [0, 1]; gradients flow into ``made``."""
+        lpips = Lpips(VGG16, list(self.weights), list(self.biases), list(self.linear))
         with torch.no_grad():
-            wanted = self.features(truth)
-        layers = zip(self.features(made), wanted, self.linear, strict=True)
-        return torch.stack([((a - b).square() * weight).sum(1).mean() for a, b, weight in layers]).sum()
+            wanted = lpips.features(truth)
+        return lpips.between(lpips.features(made), wanted).mean()
 
 
 class TokenError(nn.Module):
@@ -127,9 +119,9 @@ def _lpips(state: Mapping[str, Tensor], where: str) -> LpipsError:
     found = {place: tensor for key, tensor in state.items() if (place := _convolution(key)) is not None}
     linear = {depth: tensor for key, tensor in state.items() if (depth := _linear(key)) is not None}
     known = {key for key in state if _convolution(key) or _linear(key) is not None or key.startswith(_UNUSED)}
-    numbers = [number for group in _VGG16 for number in group]
+    numbers = VGG16.convolutions
     missing = [f"features.{n}.{kind}" for n in numbers for kind in ("weight", "bias") if (n, kind) not in found]
-    missing += [f"lin{k}.model.1.weight" for k in range(len(_VGG16)) if k not in linear]
+    missing += [f"lin{k}.model.1.weight" for k in range(len(VGG16.read)) if k not in linear]
     extra = sorted(set(state) - known) + [f"features.{n}" for n, _ in found if n not in numbers]
     if missing or extra:
         raise WeightsError(
@@ -139,22 +131,21 @@ def _lpips(state: Mapping[str, Tensor], where: str) -> LpipsError:
         )
     _check_shapes(found, linear, where)
     convolutions = [(found[n, "weight"], found[n, "bias"]) for n in numbers]
-    return LpipsError(convolutions, [linear[k] for k in range(len(_VGG16))])
+    return LpipsError(convolutions, [linear[k] for k in range(len(VGG16.read))])
 
 
 def _check_shapes(found: Mapping[tuple[int, str], Tensor], linear: Mapping[int, Tensor], where: str) -> None:
     """Raise WeightsError unless every layer takes what the one before gives."""
     width = 3
-    for k, group in enumerate(_VGG16):
-        for number in group:
-            weight, bias = found[number, "weight"], found[number, "bias"]
-            if weight.ndim != 4 or weight.shape[1:] != (width, 3, 3) or bias.shape != weight.shape[:1]:
-                raise WeightsError(
-                    f"{where}: features.{number}.weight has shape {tuple(weight.shape)} and its bias "
-                    f"{tuple(bias.shape)}, expected (N, {width}, 3, 3) and (N,)."
-                )
-            width = len(weight)
-        if linear[k].numel() != width:
+    for number in VGG16.convolutions:
+        weight, bias = found[number, "weight"], found[number, "bias"]
+        if weight.ndim != 4 or weight.shape[1:] != (width, 3, 3) or bias.shape != weight.shape[:1]:
+            raise WeightsError(
+                f"{where}: features.{number}.weight has shape {tuple(weight.shape)} and its bias "
+                f"{tuple(bias.shape)}, expected (N, {width}, 3, 3) and (N,)."
+            )
+        width = len(weight)
+        if number in VGG16.read and linear[k := VGG16.read.index(number)].numel() != width:
             raise WeightsError(
                 f"{where}: lin{k}.model.1.weight has shape {tuple(linear[k].shape)}, expected (1, {width}, 1, 1). It "
                 "may belong to another network than VGG16."

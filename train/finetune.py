@@ -29,7 +29,7 @@ from multiview.weights import config_from_dict
 
 from .bases import load_base
 from .batches import Augment
-from .config import DataFolder, RunConfig
+from .config import DataFolder, RunConfig, folder_chances
 from .features import load_features
 from .guards import GuardConfig, render_problem
 from .optim import Muon, parameter_groups
@@ -112,11 +112,7 @@ class FinetuneConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weights = self.data_weights or tuple(1.0 for _ in self.data)
-        if not self.data or len(weights) != len(self.data):
-            raise SettingsError(
-                f"data names {len(self.data)} folders, data_weights {len(weights)}; they must be equal and not 0."
-            )
+        folder_chances(self.data, self.data_weights)  # for its errors
         if self.init and self.network:
             raise SettingsError("init brings its sizes along: leave network out, or init for random weights.")
         if self.train != "all" and not self.init:
@@ -178,7 +174,7 @@ class PosedBatches(BatchMaker[FinetuneConfig, PosedBatch]):
             ]
             for some in (config.data, config.rehearsal)
         )
-        self.chances = np.array(config.data_weights or [1.0] * len(config.data))
+        self.chances = np.array(folder_chances(config.data, config.data_weights))
 
     def objects(self, step: int) -> int:
         """See `BatchMaker`."""

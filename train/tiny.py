@@ -44,7 +44,7 @@ from .batches import (
     transformed,
     upright_frame,
 )
-from .config import RunConfig
+from .config import RunConfig, folder_chances
 from .guards import render_problem
 from .optim import Muon, parameter_groups
 from .preview import write_preview
@@ -331,13 +331,9 @@ def data_sources(config: TrainConfig) -> list[tuple[Source, float]]:
     Raises:
         SettingsError: no data, weights that do not go with it, or a folder that is not packed data.
     """
-    weights = config.data_weights or tuple(1.0 for _ in config.data)
-    if not config.data or len(weights) != len(config.data):
-        raise SettingsError(
-            f"data names {len(config.data)} folders, data_weights {len(weights)}; they must be equal and not 0."
-        )
+    chances = folder_chances(config.data, config.data_weights)
     found: list[tuple[Source, float]] = [
-        (PackedData(folder), float(weight)) for folder, weight in zip(config.data, weights, strict=True)
+        (PackedData(folder), float(chance)) for folder, chance in zip(config.data, chances, strict=True)
     ]
     if config.warped:
         from .warped import WarpedData

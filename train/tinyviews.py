@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -335,6 +334,7 @@ class ViewsTrainer(BaseTrainer[ViewsTrainConfig, RingBatch]):
     """One run of the embedded view generator; see `BaseTrainer`."""
 
     maker_type = RingBatches
+    last_rate = 0.02
     inner: TinyViewsNetwork
 
     def __init__(self, config: ViewsTrainConfig, out: Path) -> None:
@@ -355,14 +355,6 @@ class ViewsTrainer(BaseTrainer[ViewsTrainConfig, RingBatch]):
     def make_optimizer(self) -> torch.optim.Optimizer:
         """See `BaseTrainer`."""
         return Muon(parameter_groups(self.inner, self.config.weight_decay), self.config.learning_rate)
-
-    def learning_rate(self) -> float:
-        """Linear warm-up, then half a cosine to 2 % of the peak, which halves each time the run went back."""
-        c, peak = self.config, self.config.learning_rate * 0.5**self.watch.retries
-        if self.step < c.warmup_steps:
-            return peak * (self.step + 1) / c.warmup_steps
-        share = (self.step - c.warmup_steps) / max(1, c.steps - c.warmup_steps)
-        return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
 
     def loss(self, batch: RingBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """See `BaseTrainer`."""

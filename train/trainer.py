@@ -110,6 +110,7 @@ class BaseTrainer(ABC, Generic[C, B]):
 
     maker_type: type[BatchMaker[C, B]]
     smallest_chunk = 256
+    last_rate = 0.01  # of the peak: what the learning rate falls to
 
     def __init__(self, config: C, out: Path) -> None:
         self.config, self.out = config, Path(out)
@@ -177,12 +178,12 @@ class BaseTrainer(ABC, Generic[C, B]):
         return bool(self.accelerator.is_main_process)
 
     def learning_rate(self) -> float:
-        """Linear warm-up, then half a cosine to 1 % of the peak, which halves each time the run went back."""
+        """Linear warm-up, then half a cosine to `last_rate` of the peak, which halves each time the run went back."""
         c, peak = self.config, self.config.learning_rate * 0.5**self.watch.retries
         if self.step < c.warmup_steps:
             return peak * (self.step + 1) / c.warmup_steps
         share = (self.step - c.warmup_steps) / max(1, c.steps - c.warmup_steps)
-        return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
+        return peak * (self.last_rate + (1 - self.last_rate) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
 
     def train_step(self, batch: B) -> dict[str, float]:
         """One optimiser step, or none when the guards say so; returns the loss's parts over all processes."""
@@ -496,7 +497,8 @@ class BaseTrainer(ABC, Generic[C, B]):
         if not path.exists():
             return False
         try:
-            state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+            # To the CPU first: a device "cpu:0", as processes on one CPU have it, is none that torch.load knows.
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for damaged files
             raise WeightsError(f"{path}: not a whole checkpoint ({error}). Remove it to start anew.") from error
         self.step = state["step"]
@@ -639,6 +641,7 @@ def start(trainer: BaseTrainer[Any, Any]) -> None:
             else:
                 left.unlink(missing_ok=True)
     resumed = trainer.resume()
+    trainer.accelerator.wait_for_everyone()  # else a slow one takes a quick one's first checkpoint for an old run's
     total = sum(p.numel() for p in trainer.inner.parameters())
     trained = sum(p.numel() for p in trainer.trained.values())
     frozen = frozen_parts(trainer.inner)

@@ -33,7 +33,7 @@ from multiview.weights import config_from_dict
 from multiview.zero123 import TRAIN_STEPS, Zero123
 from multiview.zero123weights import PoseRule, Zero123Config, Zero123Network
 
-from .config import DataFolder, RunConfig
+from .config import DataFolder, RunConfig, folder_chances
 from .guards import GuardConfig, view_problem
 from .optim import Muon, parameter_groups
 from .preview import write_posed_preview
@@ -107,13 +107,7 @@ class ViewTuneConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weights = self.data_weights or tuple(1.0 for _ in self.data)
-        if not self.data or len(weights) != len(self.data):
-            raise SettingsError(
-                f"data names {len(self.data)} folders, data_weights {len(weights)}; they must be equal and not 0."
-            )
-        if any(not weight >= 0 for weight in weights) or not 0 < sum(weights) < float("inf"):
-            raise SettingsError(f"data_weights={list(weights)}: expected numbers of 0 or more, not all of them 0.")
+        folder_chances(self.data, self.data_weights)  # for its errors
         if not 0 <= self.rehearsal_share <= 1 or self.preview_steps < 1 or self.preview_objects < 0:
             raise SettingsError(
                 f"rehearsal_share={self.rehearsal_share:g}, preview_steps={self.preview_steps}, preview_objects="
@@ -201,7 +195,7 @@ class ViewBatches(BatchMaker[ViewTuneConfig, ViewBatch]):
         inputs: Sequence[DataFolder | None] = config.inputs or [None] * len(config.data)
         self.sources = [self.open(entry, other) for entry, other in zip(config.data, inputs, strict=True)]
         self.rehearsal = [self.open(entry) for entry in config.rehearsal]
-        self.chances = np.array(config.data_weights or [1.0] * len(config.data))
+        self.chances = np.array(folder_chances(config.data, config.data_weights))
 
     def open(self, entry: DataFolder, inputs: DataFolder | None = None) -> ViewSource:
         """A folder as the network's family sees it."""

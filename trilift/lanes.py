@@ -31,7 +31,7 @@ PREPARE, NETWORK, MESH, FINISH = range(4)
 # Which station a stage of `trilift.progress.Stopwatch` belongs to; one that is not named stays where it is.
 _STATIONS = {
     "load": PREPARE, "cutout": PREPARE, "views": NETWORK, "network": NETWORK, "mesh": MESH, "simplify": MESH,
-    "paint": MESH, "check": FINISH, "write": FINISH,
+    "texture": MESH, "check": FINISH, "write": FINISH,
 }  # fmt: skip
 _LANES = 4
 

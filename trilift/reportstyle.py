@@ -10,7 +10,6 @@ STAGE_COLORS = {
     "network": "#d65db1",
     "mesh": "#f08a4b",
     "simplify": "#e9c46a",
-    "paint": "#e9c46a",
     "texture": "#e9c46a",
     "check": "#5fb49c",
     "write": "#7a8ba0",

@@ -3,7 +3,7 @@
 Every photo is framed by itself, so nobody says how far its camera was. The embedded model guesses each camera's
 elevation and focal length; what the photos share is the object's height, by which their pictures are brought to one
 scale. For an object that stands upright and cameras that are not far apart in elevation that holds; it is a guess.
-Their colours are painted on in the end (`trilift.paint`).
+Their colours are painted on in the end, as the main photo's are (`trilift.texture`).
 """
 
 from __future__ import annotations

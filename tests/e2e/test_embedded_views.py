@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from multiview.errors import ImageError, SettingsError
@@ -115,6 +116,18 @@ def test_photos_of_other_sides_are_lifted_together(tiny: ImageTo3D, tmp_path: Pa
     assert blueness[behind].mean() > blueness[before].mean() + 0.15
     assert lifted.record["views"]["photos"][0]["azimuth_deg"] == 180
     assert lifted.views is not None and len(lifted.views) == 2
+
+
+def test_without_projecting_the_photos_of_other_sides_are_not_painted_on(tiny: ImageTo3D, tmp_path: Path) -> None:
+    """``--project off`` is "never": the colours are the field's, though the back photo shows others."""
+    photo = np.array(Image.open(CHAIR).convert("RGBA"))
+    photo[..., :3] = (20, 40, 230)
+    Image.fromarray(photo).save(tmp_path / "back.png")
+    lifted = tiny(CHAIR, resolution=32, photos=(f"back={tmp_path / 'back.png'}",), project="off")
+    assert not {"paint", "texture"} & set(lifted.record["seconds"]) and "texture" not in lifted.record
+    with torch.no_grad():
+        colors = lifted.field.color_function()(torch.as_tensor(lifted.mesh.vertices, dtype=torch.float32))
+    assert np.abs(np.asarray(lifted.mesh.colors) - colors.numpy()).max() < 1e-3
 
 
 def test_another_back_photo_is_another_result(tiny: ImageTo3D, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lrm.lpips import ALEXNET, VGG16, Lpips, Tower, load_lpips
 from multiview.errors import ImageError, WeightsError
+from train.features import load_features
 
 WIDTH = 4
 
@@ -103,6 +104,25 @@ def test_gradients_flow_to_the_answer(tmp_path: Path) -> None:
     answer = pictures(1).requires_grad_()
     load_lpips(saved(tmp_path))(answer, pictures(1, seed=2)).sum().backward()
     assert answer.grad is not None and answer.grad.abs().max() > 0
+
+
+def test_gradients_are_numbers_where_the_network_sees_nothing(tmp_path: Path) -> None:
+    """Biases far below zero: no ReLU lets anything through at the first depth, and lengths are 0."""
+    state = tower_state(VGG16) | factor_state()
+    state["features.2.bias"] = torch.full((WIDTH,), -1e6)
+    torch.save(state, tmp_path / "whole.pth")
+    answer = pictures(1).requires_grad_()
+    load_lpips(tmp_path / "whole.pth")(answer, pictures(1, seed=2)).sum().backward()
+    assert answer.grad is not None and torch.isfinite(answer.grad).all()
+
+
+def test_the_loss_of_training_is_the_mean_of_the_metric(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    error = load_features([str(folder / "network.pth"), str(folder / "factors.pth")])
+    here, there = pictures(), pictures(seed=2)
+    expected = load_lpips(folder)(here, there).mean()
+    assert expected > 0.01
+    torch.testing.assert_close(error(here, there), expected)
 
 
 def test_wrong_weights_are_named(tmp_path: Path) -> None:

@@ -6,10 +6,7 @@ import json
 import os
 import random
 import signal
-import socket
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +23,7 @@ from multiview.camerafile import write_views
 from multiview.cameras import orbit
 from multiview.errors import OutputError, SettingsError
 from tests.posedfolders import posed_folder, solid_views
+from tests.processes import finished, in_child, in_two_processes
 from tests.published import MODELS, SMALL
 from train import trainer as base
 from train.config import read_config
@@ -183,33 +181,6 @@ def test_pieces_recomputation_and_worker_processes_change_nothing(data: Path, tm
 # Stop and go.
 
 
-def in_child(function: Callable[[], object], environment: dict[str, str] | None = None) -> int:
-    """Run something in a fork of this process, whose imports are done; gives the child's number."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        from accelerate.state import AcceleratorState
-
-        os.setpgid(0, 0)
-        os.environ.update(environment or {})
-        AcceleratorState._reset_state(reset_partial_state=True)
-        torch.set_num_threads(1)
-        function()
-        status = 0
-    except BaseException:
-        traceback.print_exc()  # nobody else would
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def finished(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def kill_at_random_moments(config: Path, folder: Path, kills: int) -> None:
     """A run killed so often, and one that is not, must end with the same weights."""
     began = time.monotonic()
@@ -236,25 +207,26 @@ def test_kill_9_at_random_moments_ends_with_the_same_numbers(kills: int, data: P
     kill_at_random_moments(config, tmp_path, kills)
 
 
+def train_and_die(config: Path, out: Path, step: int) -> None:
+    """A run whose process is killed while it writes the checkpoint of a step; to be called in a child."""
+    plain = torch.save
+
+    def save(state: dict[str, Any], path: Path) -> None:
+        plain(state, path)
+        if state["step"] == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    base.torch.save = save  # type: ignore[assignment]
+    train(config, out)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_killed_while_it_writes_the_last_checkpoint_it_still_ends_with_the_last_model(
     data: Path, tmp_path: Path
 ) -> None:
     config = recipe(tmp_path, "triposr", data)
-
-    def dies() -> None:
-        plain = torch.save
-
-        def save(state: dict[str, Any], path: Path) -> None:
-            plain(state, path)
-            if state["step"] == 4:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        base.torch.save = save  # type: ignore[assignment]
-        train(config, tmp_path / "killed")
-
     assert finished(in_child(lambda: train(config, tmp_path / "whole"))) == 0
-    assert finished(in_child(dies)) == -signal.SIGKILL
+    assert finished(in_child(lambda: train_and_die(config, tmp_path / "killed", 4))) == -signal.SIGKILL
     assert torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)["step"] == 2
     assert finished(in_child(lambda: train(config, tmp_path / "killed"))) == 0
     assert farthest(weights(tmp_path / "whole"), weights(tmp_path / "killed")) < 1e-6
@@ -264,21 +236,39 @@ def test_killed_while_it_writes_the_last_checkpoint_it_still_ends_with_the_last_
 def test_two_processes_give_what_one_gives(data: Path, tmp_path: Path) -> None:
     config = recipe(tmp_path, "triposr", data, steps=3, batch_size=3)  # two objects here, one there
     assert finished(in_child(lambda: train(config, tmp_path / "one"))) == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(2):
-        environment = {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
-        }  # fmt: skip
-        children.append(in_child(lambda: train(config, tmp_path / "two") and None, environment))
-    assert [finished(child) for child in children] == [0, 0]
+    assert in_two_processes(lambda: train(config, tmp_path / "two")) == [0, 0]
     assert json.loads((tmp_path / "two" / "config.json").read_text())["processes"] == 2
     assert farthest(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-5
     one, two = ([row["loss"] for row in log_of(tmp_path / name)] for name in ("one", "two"))
     assert one == pytest.approx(two, abs=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_two_processes_go_on_where_one_was_killed(data: Path, tmp_path: Path) -> None:
+    config = recipe(tmp_path, "triposr", data, batch_size=3)
+    assert finished(in_child(lambda: train(config, tmp_path / "whole"))) == 0
+    assert finished(in_child(lambda: train_and_die(config, tmp_path / "killed", 4))) == -signal.SIGKILL
+    assert in_two_processes(lambda: train(config, tmp_path / "killed")) == [0, 0]
+    assert farthest(weights(tmp_path / "whole"), weights(tmp_path / "killed")) < 1e-5
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_no_process_takes_the_first_checkpoint_of_another_for_an_old_runs(data: Path, tmp_path: Path) -> None:
+    config = recipe(tmp_path, "triposr", data, steps=1)
+
+    def late_where_it_is_not_the_first() -> None:
+        plain = FinetuneTrainer.resume
+
+        def resume(self: FinetuneTrainer) -> bool:
+            if not self.is_main:
+                time.sleep(2)  # what a busy machine does
+            assert not plain(self), "there was no run before"
+            return False
+
+        FinetuneTrainer.resume = resume  # type: ignore[method-assign]
+        train(config, tmp_path / "run")
+
+    assert in_two_processes(late_where_it_is_not_the_first) == [0, 0]
 
 
 def test_a_full_disk_does_not_eat_the_last_good_checkpoint(

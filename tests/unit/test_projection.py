@@ -75,6 +75,24 @@ def test_nothing_is_trusted_beside_the_edge_of_what_stands_in_front() -> None:
     assert sight.weight[0] == 0 and sight.weight[1] < 0.3 and sight.weight[2] == pytest.approx(1)
 
 
+def test_a_whole_object_behind_another_is_not_seen() -> None:
+    front, behind = ball(3), ball(3)
+    places = np.concatenate([front.vertices, behind.vertices * 0.6 + np.float32([-1.2, 0, 0])])
+    both = Mesh(
+        places, np.concatenate([front.faces, behind.faces + len(front.vertices)]), np.full((len(places), 3), 0.5)
+    )
+    weight = Projector(both, halves())(both.vertices, both.normals).weight
+    assert weight[len(front.vertices) :].max() == 0 and weight[: len(front.vertices)].max() == 1
+
+
+def test_half_transparent_pixels_say_nothing() -> None:
+    # The matte is 0.5 all over, though the picture has colours.
+    mesh = ball()
+    sight = Projector(mesh, halves(alpha=0.5))(mesh.vertices, mesh.normals)
+    assert sight.weight.max() == 0 and not sight.seen.any()
+    assert Projector(mesh, halves())(mesh.vertices, mesh.normals).weight.max() == 1
+
+
 def test_a_projector_wants_one_view() -> None:
     with pytest.raises(SettingsError, match="one view, found 2"):
         Projector(ball(2), Views.cat([halves(), halves()]))
