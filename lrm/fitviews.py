@@ -40,6 +40,8 @@ _SKIN = 4  # spacings of the object below its surface that are fitted
 _PIXELS = (2.5, 1.0)  # width of the pictures' pixels, in spacings: coarse, then fine
 _RING = 3  # pixels around the silhouettes that are compared, too
 _BETAS = (0.9, 0.99)
+_LEVELS = torch.linspace(-1.5, 0.5, 41)  # raw densities that may become the surface
+_LEVEL_RAYS = 40000
 _LONGEST = 3.0  # step of one number, in units of its rate
 _CORNERS = torch.tensor([[c >> 2 & 1, c >> 1 & 1, c & 1] for c in range(8)])
 
@@ -121,7 +123,7 @@ class FitViewsSettings:
         seed: of the rays and the samples' offsets.
     """
 
-    samples: int = 128
+    samples: int = 192
     flat_samples: int = 48
     steps: tuple[int, int] = (80, 160)
     batch_rays: int = 2048
@@ -163,6 +165,9 @@ class FittedViews:
 def fit_views(views: Views, settings: FitViewsSettings | None = None, progress: Progress | None = None) -> FittedViews:
     """Fit a field to views of one object.
 
+    A rendered silhouette ends a little outside of the level set, in its fog, so a field whose pictures are right has a
+    surface that is too tight. In the end the level is moved to where the surface's own silhouettes are the pictures'.
+
     What no view tells is decided by the prior of `lrm.hull.flatten`: undersides and lids that no camera sees are flat,
     where the silhouettes allow it.
 
@@ -195,6 +200,7 @@ def fit_views(views: Views, settings: FitViewsSettings | None = None, progress: 
     for level, pixel in enumerate(_PIXELS):
         seen, part = _shrunk(views, lattice, pixel), partial(_part, tell, 0.25 + 0.375 * level)
         fitted = _optimise(fitted, hull, seen, settings.steps[level], settings, generator, part)
+    fitted = _calibrated(fitted, views, generator)
     tell(1.0)
     return FittedViews(fitted, hull, dissent)
 
@@ -410,6 +416,30 @@ def _optimise(
         active.bounded()
         tell((step + 1) / steps)
     return active.field()
+
+
+def _calibrated(field: LatticeField, views: Views, generator: torch.Generator) -> LatticeField:
+    """The field with its surface at the level whose silhouettes agree best with the pictures'."""
+    seen = _Rays.of(views)
+    chosen = torch.randperm(len(seen.truth), generator=generator)[:_LEVEL_RAYS].to(field.device)
+    ends = zip(seen.origins[chosen].split(1 << 12), seen.directions[chosen].split(1 << 12), strict=True)
+    peaks = torch.cat([_highest(field, *some) for some in ends])
+    levels = _LEVELS.to(peaks)
+    filled, wanted = peaks > levels[:, None], seen.truth[chosen, 3] > 0.5
+    overlap = (filled & wanted).sum(1) / (filled | wanted).sum(1).clamp(min=1)
+    return _field(field.lattice, (field.raw - levels[overlap.argmax()]).clamp(-_SURE, _SURE), field.raw_color)
+
+
+def _highest(field: LatticeField, origins: Tensor, directions: Tensor) -> Tensor:
+    """The highest raw density (R,) that rays with origins and directions (R, 3) meet."""
+    lattice = field.lattice
+    middle, half = _middle(lattice).to(origins), max(lattice.shape) * lattice.spacing / 2
+    near, far = cube_interval(origins - middle, directions, half)
+    count = max(math.ceil(float((far - near).max()) / (lattice.spacing / 2)), 1)
+    share = (torch.arange(count, device=origins.device) + 0.5) / count
+    t = near[:, None] + (far - near)[:, None] * share
+    points = origins[:, None] + directions[:, None] * t[..., None]
+    return field._raw_at(points.reshape(-1, 3)).reshape(t.shape).amax(1)
 
 
 def _middle(lattice: Lattice) -> Tensor:

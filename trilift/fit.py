@@ -58,7 +58,7 @@ class FitOptions:
         SettingsError: a value out of range.
     """
 
-    samples: int = 128
+    samples: int = 192
     steps: tuple[int, int] = (80, 160)
     resolution: int = 192
     background: str = "auto"
