@@ -7,8 +7,10 @@ references' arithmetic; with bf16 ones it is half the memory at a small, bounded
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from functools import cache
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +22,63 @@ Step = Literal["self", "cross"]
 Network = TypeVar("Network", bound=nn.Module)
 
 
+_PIXELS = 64  # of the small pictures that `multiply_rows` makes of rows
+_FEW_ROWS = 512  # with fewer, convolutions are no faster
+
+
+@cache
+def mkl_is_slow() -> bool:
+    """Whether torch's fp32 matrix products leave half of this processor unused.
+
+    They are MKL's, which takes AVX2 kernels on processors of other makers, where oneDNN's convolutions use AVX-512.
+    """
+    wide = bool(_processor().get("avx512_f")) and "AMD" in str(_processor().get("cpu_name"))
+    return wide and torch.backends.mkldnn.is_available()
+
+
+@cache
+def multiplies_bf16() -> bool:
+    """Whether this processor has instructions for products of bf16 numbers; others are slower in bf16 than in fp32."""
+    return bool(_processor().get("avx512_bf16") or _processor().get("amx_bf16"))
+
+
+def _processor() -> dict[str, Any]:
+    """What torch knows about the processor; nothing before torch 2.10."""
+    ask: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    return dict(ask())
+
+
+def multiply_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`torch.nn.functional.linear` up to rounding, by the faster one of the two libraries that torch brings for it.
+
+    In fp32 on the CPU, without gradients, a row is a pixel of a small picture and the product a 1 x 1 convolution where
+    that is faster: about twice as fast on an AMD EPYC with AVX-512.
+
+    Args:
+        x: (..., in) float, of the dtype of ``weight``.
+        weight: (out, in).
+        bias: (out,) or None.
+
+    Returns:
+        (..., out).
+    """
+    count = x.numel() // max(x.shape[-1], 1)
+    plain = x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_grad_enabled()
+    if plain or count < _FEW_ROWS or not mkl_is_slow():
+        return F.linear(x, weight, bias)
+    spare = -count % _PIXELS
+    rows = F.pad(x.reshape(count, -1), (0, 0, 0, spare)) if spare else x.contiguous()
+    pictures = rows.view(-1, 1, _PIXELS, x.shape[-1]).permute(0, 3, 1, 2)
+    out = F.conv2d(pictures, weight[:, :, None, None].to(memory_format=torch.channels_last), bias)
+    return out.permute(0, 2, 3, 1).reshape(-1, len(weight))[:count].view(*x.shape[:-1], len(weight))
+
+
 class Linear(nn.Linear):
     """A linear layer that takes input of any float dtype and multiplies in its own."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) → (..., out) in the dtype of the weight."""
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        return multiply_rows(x.to(self.weight.dtype), self.weight, self.bias)
 
 
 def use_dtype(network: Network, dtype: torch.dtype) -> Network:

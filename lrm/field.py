@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from multiview.devices import on_accelerator
 from multiview.errors import FieldError
 
+from .blocks import multiplies_bf16, multiply_rows
+
 # Plane p reads coordinates (a, b) of a point: a runs along W, b along H. 0 = x, 1 = y, 2 = z.
 PlanePairs = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 PAIRS_XY_XZ_YZ: PlanePairs = ((0, 1), (0, 2), (1, 2))
 PAIRS_XY_XZ_ZY: PlanePairs = ((0, 1), (0, 2), (2, 1))
 
-_BLOCK = 4096  # points: 1 MiB per layer of 64 floats
+_BLOCK = 1 << 14  # bytes for each number of a layer: 1 MiB per layer of 64 numbers, 4096 points in fp32
 
 Activation = Literal["silu", "relu"]
 _ACTIVATIONS: dict[str, Callable[..., Tensor]] = {"silu": F.silu, "relu": F.relu}
@@ -41,12 +43,16 @@ class RawDensity:
         to_density: raw (...,) → density (...,), increasing.
         from_density: a density → its raw number; -inf or inf where no raw number gives that density.
         level_is_sure: the field's own level is right, however little of the field lies above it.
+        rough: as ``raw`` in fewer digits and a fraction of the time, where the field has such a way, or None.
+        with_color: world points (N, 3) → raw (N,) and sRGB colour (N, 3) for little more than ``raw`` alone, or None.
     """
 
     raw: Callable[[Tensor], Tensor]
     to_density: Callable[[Tensor], Tensor]
     from_density: Callable[[float], float]
     level_is_sure: bool = False
+    rough: Callable[[Tensor], Tensor] | None = None
+    with_color: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 class Field(ABC):
@@ -182,37 +188,54 @@ def sample_planes(planes: Tensor, coordinates: Tensor, *, pairs: PlanePairs = PA
     return sampled.reshape(batch, 3, channels, count).permute(0, 3, 1, 2)
 
 
-def _add_planes(planes: Tensor, coordinates: Tensor, pairs: PlanePairs) -> Tensor:
-    """The sum over the three planes of `sample_planes`, for planes (3, H, W, C) and coordinates (N, 3) → (N, C)."""
+def _plane_sums(planes: Tensor, pairs: PlanePairs) -> Callable[[Tensor], Tensor]:
+    """For planes (3, H, W, C), a function from coordinates (N, K) to the sums (N, C) of what `sample_planes` gives."""
     if on_accelerator(planes.device):
-        return sample_planes(planes.permute(0, 3, 1, 2)[None], coordinates[None], pairs=pairs)[0].sum(1)
-    # On the CPU grid_sample walks channel by channel. Twelve whole texels, weighted and added by one fused
-    # embedding_bag, are many times faster.
-    _, height, width, channels = planes.shape
-    columns = {a: _two_texels(coordinates[:, a], width) for a, _ in pairs}
-    lines = {b: _two_texels(coordinates[:, b], height) for _, b in pairs}
-    rows, weights = [], []
-    for plane, (a, b) in enumerate(pairs):
-        rows.append((lines[b][0] * width)[:, :, None] + (columns[a][0] + plane * height * width)[:, None, :])
-        weights.append(lines[b][1][:, :, None] * columns[a][1][:, None, :])
-    bags, shares = torch.stack(rows, 1).flatten(1), torch.stack(weights, 1).flatten(1)
-    return F.embedding_bag(bags, planes.view(-1, channels), per_sample_weights=shares, mode="sum")
+        whole = planes.permute(0, 3, 1, 2)[None]
+        return lambda coordinates: sample_planes(whole, coordinates[None], pairs=pairs)[0].sum(1)
+    framed = F.pad(planes, (0, 0, 1, 2, 1, 2))  # with zeros, which is what is read off the planes
+    return lambda coordinates: _add_texels(framed, coordinates, pairs)
 
 
-def _run_blocks(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
-    """``function`` of points (N, 3), on the CPU in blocks whose layers stay in the processor's cache."""
+def _add_texels(framed: Tensor, coordinates: Tensor, pairs: PlanePairs) -> Tensor:
+    """Bilinear look-ups in three planes, added up: planes (3, 1 + H + 2, 1 + W + 2, C), coordinates (N, K) → (N, C).
+
+    On the CPU grid_sample walks channel by channel. Twelve whole texels, weighted and added by one fused
+    embedding_bag, are many times faster.
+    """
+    _, lines, columns, channels = framed.shape
+    across, count = coordinates.t(), len(coordinates)
+    column, right = _texels(across[[a for a, _ in pairs]], columns - 3)
+    line, down = _texels(across[[b for _, b in pairs]], lines - 3)
+    plane = torch.arange(3, dtype=torch.int32)[:, None] * (lines * columns)
+    corner = line.mul_(columns).add_(column).add_(plane).t()
+    both = right * down
+    rows, shares = torch.empty(count, 3, 4, dtype=torch.int32), framed.new_empty(count, 3, 4)
+    for k, step in enumerate((0, 1, columns, columns + 1)):
+        torch.add(corner, step, out=rows[..., k])
+    shares[..., 0] = (1 - right - down).add_(both).t()
+    shares[..., 1], shares[..., 2], shares[..., 3] = (right - both).t(), (down - both).t(), both.t()
+    texels = framed.view(-1, channels)
+    return F.embedding_bag(rows.view(count, 12), texels, per_sample_weights=shares.view(count, 12), mode="sum")
+
+
+def _run_blocks(function: Callable[[Tensor], Tensor], points: Tensor, numbers: torch.dtype) -> Tensor:
+    """``function`` of points (N, 3), on the CPU in blocks whose layers of ``numbers`` stay in the processor's cache."""
     if on_accelerator(points.device):
         return function(points)
-    return torch.cat([function(block) for block in points.split(_BLOCK)])
+    blocks = points.split(_BLOCK // numbers.itemsize)
+    return function(points) if len(blocks) == 1 else torch.cat([function(block) for block in blocks])
 
 
-def _two_texels(coordinate: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The two texels (N, 2) int32 beside a coordinate in [-1, 1], and their weights (N, 2), 0 off the plane."""
-    position = (coordinate + 1) * (size / 2) - 0.5
+def _texels(coordinates: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Where coordinates, [-1, 1] over ``size`` texels, fall in the row that starts one texel before and ends two after.
+
+    Returns:
+        The texel below, int32 in 0 to ``size`` + 1, and the share of the next one, in [0, 1], or NaN as the coordinate.
+    """
+    position = (coordinates * (size / 2)).add_((size + 1) / 2).clamp_(0, size + 1)
     low = position.floor()
-    near = torch.stack([low, low + 1], 1)
-    weights = (1 - (position[:, None] - near).abs()) * ((near >= 0) & (near < size))
-    return near.int().clamp_(0, size - 1), weights
+    return low.int().clamp_(0, size + 1), position.sub_(low)  # the second clamp is for NaN, which turns into any number
 
 
 class PlanesDecoder(nn.Module):
@@ -292,6 +315,23 @@ class OutputRule:
 
 
 @dataclass(frozen=True)
+class FoldedPlanes:
+    """Planes that the decoder's first layer was multiplied into, and the layers that are left.
+
+    Attributes:
+        sums: plane coordinates (N, K) → (N, width), the first layer's output without its bias.
+        bias: (width,) of the first layer.
+        hidden: weight (width, width) and bias (width,) of each further hidden layer.
+        last: weight (4, width) and bias (4,).
+    """
+
+    sums: Callable[[Tensor], Tensor]
+    bias: Tensor
+    hidden: list[tuple[Tensor, Tensor]]
+    last: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
 class TriplaneField(Field):
     """Three planes and a decoder, as a field in the world frame.
 
@@ -349,44 +389,66 @@ class TriplaneField(Field):
 
     def raw_density(self) -> RawDensity:
         """See `Field`; the decoder's raw density. A bias was made for the level, which is sure then."""
-        raw, rule = self.folded_raw(slice(0, 1)), self.outputs
-        sure = self.raw_bias is not None
-        return RawDensity(lambda points: raw(points)[:, 0], rule.to_density, rule.from_density, sure)
+        rule, folded = self.outputs, self._folded()
+        raw, both = (self.folded_raw(wanted, folded=folded) for wanted in (slice(0, 1), slice(0, 4)))
+        rough = self.folded_raw(slice(0, 1), rough=True, folded=folded) if self._rough_pays(folded) else None
 
-    def folded_raw(self, outputs: slice = slice(0, 4)) -> Callable[[Tensor], Tensor]:
+        def with_color(points: Tensor) -> tuple[Tensor, Tensor]:
+            numbers = both(points)
+            return numbers[:, 0], rule.to_color(numbers[:, 1:])
+
+        return RawDensity(
+            lambda points: raw(points)[:, 0],
+            rule.to_density,
+            rule.from_density,
+            self.raw_bias is not None,
+            None if rough is None else lambda points: rough(points)[:, 0],
+            with_color,
+        )
+
+    def folded_raw(
+        self, outputs: slice = slice(0, 4), *, rough: bool = False, folded: FoldedPlanes | None = None
+    ) -> Callable[[Tensor], Tensor]:
         """`raw` with the decoder's first layer folded into the planes, exact because bilinear sampling is linear.
 
         A point then costs three short look-ups that are added up, in place of a wide joined vector and a wide layer.
 
         Args:
             outputs: which of the four decoder outputs are wanted.
+            rough: multiply in bf16 between the hidden layers; numbers are then off by some 2 ** -8 of the largest.
+            folded: from `_folded` when it is there already.
 
         Returns:
             A function from world points (N, 3) to (N, len(outputs)), equal to `raw` up to rounding, no gradients.
         """
-        with torch.no_grad():
-            first, *others = [(layer.weight.float(), layer.bias.float()) for layer in self._linear_layers()]
-            folded = torch.einsum("opc,pchw->phwo", first[0].unflatten(1, (3, -1)), self.planes.float()).contiguous()
-            others[-1] = (others[-1][0][outputs], others[-1][1][outputs])
-            steps = [(weight.t().contiguous(), bias.clone()) for weight, bias in others]
+        folded = folded or self._folded()
+        weight, bias = folded.last[0][outputs], folded.last[1][outputs]
+        numbers = torch.bfloat16 if rough else torch.float32
+        hidden = [(w.to(numbers), b.to(numbers)) for w, b in folded.hidden]
         biased = outputs.start in (None, 0)
-        return lambda points: _run_blocks(
-            lambda block: self._decode_folded(block, folded, first[1], steps, biased), points
-        )
+        activation = _ACTIVATIONS[self.decoder.activation]
+
+        @torch.no_grad()
+        def decode(points: Tensor) -> Tensor:
+            coordinates = self._coordinates(points.float())
+            x = activation(folded.sums(coordinates).add_(folded.bias), inplace=True).to(numbers)
+            for w, b in hidden:
+                x = activation(multiply_rows(x, w, b), inplace=True)
+            x = F.linear(x.float(), weight, bias)
+            return self._biased(x, coordinates) if biased else x
+
+        return lambda points: _run_blocks(decode, points, numbers)
 
     @torch.no_grad()
-    def _decode_folded(
-        self, points: Tensor, folded: Tensor, bias: Tensor, steps: list[tuple[Tensor, Tensor]], biased: bool
-    ) -> Tensor:
-        activation = _ACTIVATIONS[self.decoder.activation]
-        coordinates = self._coordinates(points.float())
-        x = _add_planes(folded, coordinates, self.pairs).add_(bias)
-        spare = torch.empty_like(x)
-        for weight, add in steps:
-            activation(x, inplace=True)
-            wide = weight.shape[1] == x.shape[1]
-            x, spare = torch.addmm(add, x, weight, out=spare) if wide else torch.addmm(add, x, weight), x
-        return self._biased(x, coordinates) if biased else x
+    def _folded(self) -> FoldedPlanes:
+        first, *others = [(layer.weight.float(), layer.bias.float()) for layer in self._linear_layers()]
+        planes = torch.einsum("opc,pchw->phwo", first[0].unflatten(1, (3, -1)), self.planes.float()).contiguous()
+        return FoldedPlanes(_plane_sums(planes, self.pairs), first[1], others[:-1], others[-1])
+
+    def _rough_pays(self, folded: FoldedPlanes) -> bool:
+        """Whether bf16 saves time here: on a processor that has it, from two products of some width on."""
+        wide = len(folded.hidden) >= 2 and len(folded.bias) >= 32
+        return wide and self.device.type == "cpu" and multiplies_bf16()
 
     def _biased(self, raw: Tensor, coordinates: Tensor) -> Tensor:
         """Decoder outputs (N, K), density first, with `raw_bias` added to the density."""

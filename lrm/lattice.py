@@ -24,6 +24,8 @@ BRICK_BITS = 3  # bricks of 8 x 8 x 8 samples
 _SIDE = 1 << BRICK_BITS
 _LAST = _SIDE - 1
 _TOGETHER = 1 << 16  # samples of layers that are evaluated in one call; changes memory only
+_CALIBRATION = 2048  # samples by which the error of rough values is learned
+_FAIR_LOOK, _MOST_NEAR = 1 << 14, 0.4  # rough values are given up if, after so many, more than this share was too near
 OUTSIDE = -np.inf
 
 
@@ -56,7 +58,7 @@ class Evaluator:
     """A field's raw density as a numpy function of positions: chunked, checked and counted.
 
     Args:
-        raw: world points (N, 3) → (N,), on ``device``.
+        raw: world points (N, 3) → (N,), on ``device``; or more numbers of each point, (N, K), the density first.
         device: where points must live.
         chunk_size: points per pass; changes memory, never results beyond rounding.
     """
@@ -66,14 +68,15 @@ class Evaluator:
         self.count = 0
 
     def __call__(self, positions: Floats) -> Floats:
-        """Raw density (N,) float32 at world positions (N, 3).
+        """Raw density (N,) float32 at world positions (N, 3), or (N, K) with what else ``raw`` gives.
 
         Raises:
-            FieldError: a number is not finite; says how many and where the first one is.
+            FieldError: a density is not finite; says how many and where the first one is.
         """
         values = evaluate_chunks(self.raw, positions, self.device, self.chunk_size)
         self.count += len(positions)
-        bad = ~np.isfinite(values)
+        densities = values if values.ndim == 1 else values[:, 0]
+        bad = ~np.isfinite(densities)
         if bad.any():
             x, y, z = positions[int(np.argmax(bad))]
             raise FieldError(
@@ -91,6 +94,65 @@ def evaluate_chunks(
     with torch.no_grad():
         parts = [function(chunk.to(device)).float().cpu() for chunk in points.split(chunk_size)]
     return np.asarray(torch.cat(parts).numpy())
+
+
+class SureSides:
+    """Raw density that is rough far from a level and exact near it, so that its side of the level is always right.
+
+    Args:
+        exact, rough: world positions (N, 3) → raw density (N,); ``rough`` is off by less than ``margin``.
+        level: raw density.
+        margin: where the rough number is no further than this from the level, the exact one is taken.
+    """
+
+    def __init__(
+        self, exact: Callable[[Floats], Floats], rough: Callable[[Floats], Floats], level: float, margin: float
+    ) -> None:
+        self.exact, self.rough, self.level, self.margin = exact, rough, level, margin
+        self._asked = self._near = 0
+
+    def __call__(self, positions: Floats) -> Floats:
+        """Raw density (N,) float32 at world positions (N, 3)."""
+        if self._asked > _FAIR_LOOK and self._near > _MOST_NEAR * self._asked:
+            return self.exact(positions)  # two looks at most points cost more than one
+        return self.settle(self.rough(positions), positions)
+
+    def settle(self, values: Floats, positions: Floats) -> Floats:
+        """Rough values (N,) with those near the level replaced, in place."""
+        near = np.abs(values - np.float32(self.level)) <= self.margin
+        self._asked, self._near = self._asked + len(values), self._near + int(near.sum())
+        if near.any():
+            values[near] = self.exact(positions[near])
+        return values
+
+
+def sure_sides(
+    exact: Callable[[Floats], Floats], rough: Callable[[Floats], Floats], level: float, coarse: Scan, lattice: Lattice
+) -> tuple[SureSides, Scan]:
+    """Learn from a scan how far off the rough numbers are near a level.
+
+    The margin is four times the largest error among the 2048 samples nearest to the level: errors are rounding, spread
+    about evenly, and of that many the largest is more than three standard deviations out.
+
+    Args:
+        exact, rough: world positions (N, 3) → raw density (N,).
+        level: raw density.
+        coarse: a `scan` of ``lattice`` with ``rough``.
+        lattice: where its samples lie.
+
+    Returns:
+        What to ask from now on, and the scan with its samples settled.
+    """
+    known = np.argwhere(np.isfinite(coarse.values))
+    positions = lattice.positions(np.stack([coarse.coordinates[i][known[:, i]] for i in range(3)], 1))
+    values = coarse.values[tuple(known.T)]
+    distance = np.abs(values - np.float32(level))
+    nearest = np.argpartition(distance, min(_CALIBRATION, len(values)) - 1)[:_CALIBRATION]
+    margin = 4 * float(np.abs(exact(positions[nearest]) - values[nearest]).max())
+    sides = SureSides(exact, rough, level, margin)
+    settled = coarse.values.copy()
+    settled[tuple(known.T)] = sides.settle(values, positions)
+    return sides, Scan(coarse.coordinates, settled)
 
 
 class SparseSamples:
@@ -116,18 +178,42 @@ class SparseSamples:
         bx, by, bz = x >> BRICK_BITS, y >> BRICK_BITS, z >> BRICK_BITS
         slot = self._table[bx, by, bz]
         if slot.size and slot.min() < 0:
-            self._make_bricks(bx, by, bz, slot < 0)
+            missing = slot < 0
+            self._make_bricks(np.ravel_multi_index((bx[missing], by[missing], bz[missing]), self._bricks_shape))
             slot = self._table[bx, by, bz]
         local = ((x & _LAST) << 2 * BRICK_BITS) | ((y & _LAST) << BRICK_BITS) | (z & _LAST)
         return (slot.astype(np.int64) << 3 * BRICK_BITS) | local
 
-    def at(self, x: Ints, y: Ints, z: Ints, addresses: Ints | None = None) -> Floats:
+    def at(self, x: Ints, y: Ints, z: Ints) -> Floats:
         """Values minus the level at padded indices of any one shape; > 0 is inside, `OUTSIDE` in the padding."""
-        addresses = self.addresses(x, y, z) if addresses is None else addresses
+        addresses = self.addresses(x, y, z)
         values = self._values[addresses]
         missing = np.isnan(values)
         if missing.any():
             self._fill(x[missing], y[missing], z[missing], addresses[missing])
+            values = self._values[addresses]
+        return values
+
+    def at_corners(self, cells: NDArray[np.int32]) -> Floats:
+        """`at` the eight corners of cells (F, 3) → (F, 8), z running fastest and x slowest.
+
+        An axis has two layers of corners, so that their parts of the address are worked out twice and not eight times.
+        """
+        both = np.arange(2, dtype=np.int32)
+        x, y, z = (cells[:, axis, None] + both for axis in range(3))
+        _, ny, nz = self._bricks_shape
+        brick = _sums((x >> BRICK_BITS) * (ny * nz), (y >> BRICK_BITS) * nz, z >> BRICK_BITS)
+        slot = self._table.reshape(-1)[brick]
+        if slot.size and slot.min() < 0:
+            self._make_bricks(brick[slot < 0])
+            slot = self._table.reshape(-1)[brick]
+        local = _sums((x & _LAST) << 2 * BRICK_BITS, (y & _LAST) << BRICK_BITS, z & _LAST)
+        addresses = (slot.astype(np.int64) << 3 * BRICK_BITS) | local
+        values = self._values[addresses]
+        cell, corner = np.nonzero(np.isnan(values))
+        if len(cell):
+            at = x[cell, corner >> 2], y[cell, corner >> 1 & 1], z[cell, corner & 1]
+            self._fill(*at, addresses[cell, corner])
             values = self._values[addresses]
         return values
 
@@ -150,8 +236,9 @@ class SparseSamples:
             values[real] = self._evaluate(self.lattice.positions(index)) - np.float32(self.level)
         self._values[addresses] = values
 
-    def _make_bricks(self, bx: Ints, by: Ints, bz: Ints, missing: NDArray[np.bool_]) -> None:
-        flat = np.unique(np.ravel_multi_index((bx[missing], by[missing], bz[missing]), self._bricks_shape))
+    def _make_bricks(self, flat: Ints) -> None:
+        """Make room for bricks, named by their place in the flattened table, some of them many times."""
+        flat = np.unique(flat)
         self._table.reshape(-1)[flat] = np.arange(self._used, self._used + len(flat))
         self._used += len(flat)
         room = len(self._values) >> 3 * BRICK_BITS
@@ -159,6 +246,11 @@ class SparseSamples:
             more = (max(self._used, room + room // 2) - room) << 3 * BRICK_BITS
             self._values = np.concatenate([self._values, np.full(more, np.nan, np.float32)])
             self.cell_numbers = np.concatenate([self.cell_numbers, np.full(more, -1, np.int32)])
+
+
+def _sums(x: Ints, y: Ints, z: Ints) -> Ints:
+    """Sums (F, 8) of one number along each axis, of which every cell has two: (F, 2) each."""
+    return np.asarray((x[:, :, None, None] + (y[:, :, None] + z[:, None, :])[:, None]).reshape(len(x), 8))
 
 
 def first_of_each(scratch: NDArray[np.int32], addresses: Ints) -> NDArray[np.bool_]:

@@ -22,6 +22,8 @@ CORNERS = np.array([[c >> 2 & 1, c >> 1 & 1, c & 1] for c in range(8)], np.int32
 _FACE_STEPS = np.array([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1], [0, 0, 1]], np.int32)
 _ROUND_PAIRS = 1024  # coarse pairs that are searched along their path in the first round; twice as many in each other
 _PASS = 1 << 19  # cells or vertices per pass over big arrays; changes memory only
+_NEAR_ENOUGH = 0.01  # of the difference along an edge: closer to the level, a vertex is not looked at again
+_SAME_PLACE = 0.02  # of an edge: colours seen no further from a vertex than this are its colours
 _MOST_FACES = 50_000_000  # of a mesh that fills its lattice: it takes some 6 GB
 
 
@@ -42,27 +44,55 @@ class CaseTables:
     faces_mixed: NDArray[np.bool_]
 
 
+# The triangles of each case, three edges each, "-" for none: how PyMCubes cuts cells (a test compares them), written
+# down because importing it takes half a second. Edge 4 * axis + 2 * p + q lies along that axis at the offsets p and q
+# along the other two.
+_CASES = """
+- 048 185 104514 429 029809 951912841421 951912210 593 580503490930 318938 493430031 542352 580503302 842821123
+021123 0a6 648a68 1a6165086856 1a6165564 40a4a962a29a 62969aa98 a51a95a69296084 195a91a29a62 0a6935
+8a3835a63934643 896860936a61316 a31a43a64934 23a2a635a0a454a 62363868a835 40862a21a231 61a621231 a17
+817874a07047 a857a5 a04a47745 a17294 02707a297178987 5725297a2428a82 a57a25a02295 37a3a915a59a 07a037043934815
+37a3a99a8 49304303707a 54a5a142a7a323a 815a07037023 7a8782723428 a37a03023 017607 817874476 085056657 647457
+019094179296769 276287298178 084625657529 962956576 769793609591019 815497476793 089097076793 349374764
+627723401415 362376158 637623408 637236 6b2 24828b0686b8 6b2851 45b4b251b6b010b 46b94b 06b0b88b9 4614186b1519b91
+6b9691610519 926965b36356 6806586b535b249 31636b186269896 49206303136b b35b56654 b356b5658680 84686383136b
+b06b30310 ab20a2 24828bb8a ab5a51b25850205 2ab25a24551a 40a4a99ab ab8b98 0841a5a95ab9 1951a9ab9 2052590a535bab5
+249b38b8a835 0822891ab1b3 b1ab31924 0540b50ab35b 5b358b8ab 1b31ab084 b1a31b 7b27216a2a12 4b247b48717806a
+a82a26852b27572 a067b47454b2 b91b17941a16461 06a81b8b9b17 b57b95a86846 7957b96a0 a26a92a195917b3 06a1582497b3
+7b36a2a92a89 06a2497b3 b376a56545a1 6a07b3815 6846a87b3 a067b3 7b2721120 27b472417481 820872857b27 27b247457
+7017907b9940 7817b8b98 97b957840 97b579 7b3152120259 492581b37 908920b37 249b37 14015437b 7b3158 0847b3 b37 b73
+04873b 53b5b871b18b 10b1b704b3b545b 3943472b4b74 987973807b72027 418471427b72953 53971b12b102 9b7597
+9b0904b70805750 71878bb89 71070979b904 2b7274475 802827875b72 2b7427471418 72b712102 b60b03a70730
+64363b48373a8a3 63b653605850a71 a71b63653645 0940390a373a62b 62ba79a98973 39562b0841a7 a71b62539 75070a59060b9b0
+a78875b64b49 1a70868b689b b49b64a71 b62a70740754 a58a75b62 40862b1a7 62ba71 ba13b1 1341483b404aba4 53b5b88ba
+04505b0ba3b5 ba4b42a14943134 19813902a2ba 3952b4b84ba8 2a02ba395 15919aa9b 158a09a9b904 a8bb89 4a049a9ba
+2ba2a52545a1 a2ba02815 2842b8ba8 a2b02a b60b03301 8648368133b6 b5365b685608 b53b65645 62b409039013 3813982b6
+62b408395 b62395 69b619601591 4b649b581 0b608b89b 4b69b4 41540162b 62b815 08462b 62b 673263 678680738482328
+328385268187678 432453670710 394347746 098079067739 953841471467 706710539 926965567 249068658675 267278289187
+071067249 674475 058065675 871847467 071670 a73a30032 78a728732482 a71083032385 52453271a 4390340730a7 3a739a98a
+0841a7953 1a7539 a75a52a20259 5a758a492 0920891a7 a71249 a40a74754 a5875a a71084 a71 6a1612213 6a0241213148
+6326836a8853 25324506a a13a34a46943 839813a06 86a846953 06a953 159a19a92a26 a06815249 6926a9a89 6a0249 16a156546
+06a815 684a86 06a 012132 824812132 508530320 524325 439403013 381983 408953 539 915921201 815492 092890 492
+140541 158 084 -
+"""
+
+
 @cache
 def case_tables() -> CaseTables:
-    """Read the tables off PyMCubes by showing it each case once, so that a cell is cut exactly as PyMCubes cuts it.
-
-    With values of +1 and -1 every vertex lies in the middle of its edge, so the edge can be read without doubt.
-    """
-    import mcubes
-
+    """The tables of PyMCubes' marching cubes."""
     counts, mixed = np.zeros(256, np.int64), np.zeros((256, 6), np.bool_)
     owners, axes = np.zeros((256, 5, 3, 3), np.int32), np.zeros((256, 5, 3), np.int32)
-    for case in range(256):
+    for case, word in enumerate(_CASES.split()):
         inside = (case >> np.arange(8) & 1).astype(bool).reshape(2, 2, 2)
         for f, (axis, side) in enumerate((a, s) for a in range(3) for s in range(2)):
             face = inside.take(side, axis)
             mixed[case, f] = face.any() and not face.all()
-        vertices, faces = mcubes.marching_cubes(np.where(inside, 1.0, -1.0), 0.0)
-        counts[case] = len(faces)
-        if len(faces):
-            doubled = np.rint(np.asarray(vertices)[faces.astype(np.int64)] * 2).astype(np.int32)  # (T, 3, 3): 0, 1 or 2
-            axes[case, : len(faces)] = np.argmax(doubled == 1, -1)
-            owners[case, : len(faces)] = doubled // 2
+        for k, digit in enumerate("" if word == "-" else word):
+            triangle, corner = divmod(k, 3)
+            axis, p, q = int(digit, 16) >> 2, int(digit, 16) >> 1 & 1, int(digit, 16) & 1
+            axes[case, triangle, corner] = axis
+            owners[case, triangle, corner] = np.insert([p, q], axis, 0)
+            counts[case] = triangle + 1
     return CaseTables(counts, owners, axes, mixed)
 
 
@@ -192,8 +222,7 @@ def _follow(samples: SparseSamples, cells: NDArray[np.int32], most: int) -> list
 
 def _cases(samples: SparseSamples, cells: NDArray[np.int32]) -> NDArray[np.uint8]:
     """The case (F,) of each cell; corners that are missing are evaluated, all in one call."""
-    corners = cells[:, None, :] + CORNERS
-    inside = samples.at(corners[..., 0], corners[..., 1], corners[..., 2]) > 0
+    inside = samples.at_corners(cells) > 0
     return np.packbits(inside, axis=1, bitorder="little")[:, 0]
 
 
@@ -418,11 +447,7 @@ def _faces(
 
 
 def place_vertices(crossings: Crossings, evaluate: Callable[[Floats], Floats], steps: int) -> Floats:
-    """Put each vertex where the raw density meets the level on its edge.
-
-    Linear interpolation first; then regula falsi with the Illinois rule, which keeps the bracket: each step evaluates
-    the field once at the vertices that are not within 1 % of their edge's difference, and ends in interpolation again.
-    Edges into the padding get their vertex at the sample in space, so that a mesh is closed by flat faces there.
+    """Put each vertex where the raw density meets the level on its edge; `place_with_colors` without colours.
 
     Args:
         crossings: from `triangulate` or `march_layers`.
@@ -432,23 +457,49 @@ def place_vertices(crossings: Crossings, evaluate: Callable[[Floats], Floats], s
     Returns:
         (N, 3) float32 world positions.
     """
-    placed = np.empty((len(crossings.axis), 3), np.float32)
-    for at in range(0, len(placed), _PASS):
+    return place_with_colors(crossings, lambda positions: evaluate(positions)[:, None], steps)[0]
+
+
+def place_with_colors(crossings: Crossings, evaluate: Callable[[Floats], Floats], steps: int) -> tuple[Floats, Floats]:
+    """Put each vertex where the raw density meets the level on its edge, and keep what else was seen there.
+
+    Linear interpolation first; then regula falsi with the Illinois rule, which keeps the bracket: each step evaluates
+    the field once at the vertices that are not within 1 % of their edge's difference, and ends in interpolation again,
+    whose error is that times the relative error of the slope. Edges into the padding get their vertex at the
+    sample in space, so that a mesh is closed by flat faces there.
+
+    Args:
+        crossings: from `triangulate` or `march_layers`; values at the ends of edges may be rough, but not in sign.
+        evaluate: world positions (N, 3) → (N, 1 + K): raw density, and K more numbers, colours usually.
+        steps: evaluations per vertex, >= 0.
+
+    Returns:
+        (N, 3) float32 world positions, and (N, K) float32 what was seen no further than 2 % of an edge away; NaN where
+        nothing was.
+    """
+    placed, seen = np.empty((len(crossings.axis), 3), np.float32), []
+    for at in range(0, max(len(placed), 1), _PASS):
         part = slice(at, at + _PASS)
         c = replace(crossings, start=crossings.start[part], axis=crossings.axis[part], values=crossings.values[part])
-        placed[part] = c.lattice.positions(_along(c, _parameters(c, evaluate, steps), np.arange(len(c.axis))))
-    return placed
+        t, colors = _parameters(c, evaluate, steps)
+        placed[part] = c.lattice.positions(_along(c, t, np.arange(len(c.axis))))
+        seen.append(colors)
+    return placed, np.concatenate(seen)
 
 
-def _parameters(crossings: Crossings, evaluate: Callable[[Floats], Floats], steps: int) -> Floats:
-    """Where each edge (N,) meets the level, from 0 at its lower to 1 at its upper end; see `place_vertices`."""
+def _parameters(crossings: Crossings, evaluate: Callable[[Floats], Floats], steps: int) -> tuple[Floats, Floats]:
+    """Where each edge (N,) meets the level, 0 at its lower to 1 at its upper end, and the colours seen there."""
     a, b = np.zeros(len(crossings.values)), np.ones(len(crossings.values))
     fa, fb = crossings.values.astype(np.float64).T.copy()
     t = _zero(a, b, fa, fb)
     scale = np.abs(fa - fb)
     todo = np.flatnonzero(np.isfinite(scale))
+    at, colors = np.full(len(t), np.nan), np.empty((len(t), 0), np.float32)
     for _ in range(steps):
-        f = evaluate(crossings.lattice.positions(_along(crossings, t, todo))) - np.float64(np.float32(crossings.level))
+        found = evaluate(crossings.lattice.positions(_along(crossings, t, todo)))
+        f = found[:, 0] - np.float64(np.float32(crossings.level))
+        colors = np.full((len(t), found.shape[1] - 1), np.nan, np.float32) if not colors.size else colors
+        at[todo], colors[todo] = t[todo], found[:, 1:]
         left = (f > 0) == (fa[todo] > 0)
         for side, end, value, other in ((left, a, fa, fb), (~left, b, fb, fa)):
             hit = todo[side]
@@ -457,8 +508,10 @@ def _parameters(crossings: Crossings, evaluate: Callable[[Floats], Floats], step
             other[hit] = np.where(end[hit] == (0.0 if end is a else 1.0), other[hit], other[hit] / 2)
             end[hit], value[hit] = t[hit], f[side]
         t[todo] = _zero(a[todo], b[todo], fa[todo], fb[todo])
-        todo = todo[np.abs(f) > 0.01 * scale[todo]]
-    return t
+        todo = todo[np.abs(f) > _NEAR_ENOUGH * scale[todo]]
+    with np.errstate(invalid="ignore"):
+        colors[~(np.abs(t - at) <= _SAME_PLACE)] = np.nan
+    return t, colors
 
 
 def _zero(a: Floats, b: Floats, fa: Floats, fb: Floats) -> Floats:

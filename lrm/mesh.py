@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from multiview.errors import FieldError, MeshError, SettingsError
 
 from .field import Field, RawDensity
-from .lattice import Evaluator, Lattice, Scan, SparseSamples, evaluate_chunks, scan
-from .marching import Crossings, follow_surface, march_layers, place_vertices, triangulate
+from .lattice import Evaluator, Lattice, Scan, SparseSamples, evaluate_chunks, scan, sure_sides
+from .marching import Crossings, follow_surface, march_layers, place_vertices, place_with_colors, triangulate
 from .pieces import outer_faces
 from .threshold import Threshold, choose_threshold
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.floating[Any]]
 
 Way = Literal["followed", "dense"]
+Evaluate = Callable[[FloatArray], FloatArray]  # world positions (N, 3) → raw density (N,)
 
 _PROBE = 65  # samples per axis of the first look that finds the occupied box
 # Where a coarse scan parts a larger share of its pairs, following the surface would visit a good part of all cells. A
@@ -272,7 +276,7 @@ class ExtractionSettings:
     threshold: float | Literal["auto"] = "auto"
     keep_pieces: float = 0.01
     fit_box: bool = True
-    refine_steps: int = 2
+    refine_steps: int = 4
     chunk_size: int = 262144
     way: Literal["auto"] | Way = "auto"
 
@@ -302,7 +306,7 @@ def extract_mesh(
     threshold: float | Literal["auto"] = "auto",
     keep_pieces: float = 0.01,
     fit_box: bool = True,
-    refine_steps: int = 2,
+    refine_steps: int = 4,
     chunk_size: int = 262144,
     way: Literal["auto"] | Way = "auto",
     progress: Callable[[float], None] | None = None,
@@ -312,9 +316,10 @@ def extract_mesh(
     A coarse pattern of samples finds the surface, which is then followed over the fine lattice so that the field is
     evaluated only at corners of cells that it crosses (a surface that is nearly everywhere, as in noise, is found by
     going through all cells, a layer at a time); marching cubes (PyMCubes' cases) makes the triangles; vertices
-    are moved onto the level by regula falsi on the field's raw scale. Beyond the cube the field counts as empty, so a
-    surface that meets the cube's faces is closed there; a field that says it reaches further (`Field.reach`) is first
-    tried once more in a cube up to 1.25 times as large.
+    are moved onto the level by regula falsi on the field's raw scale. Where the field has a rough way (bf16), it tells
+    the sides of samples far from the level; sides near it and all vertices are fp32's, so that the triangles are the
+    same. Beyond the cube the field counts as empty, so a surface that meets the cube's faces is closed there; a field
+    that says it reaches further (`Field.reach`) is first tried once more in a cube up to 1.25 times as large.
 
     Args:
         field: on any device; the mesh comes back on the CPU.
@@ -324,7 +329,7 @@ def extract_mesh(
             are. With 0, pieces smaller than a coarse step are searched for, too.
         fit_box: lay the lattice over the occupied part of the cube (cubic cells); False lays it over the whole cube,
             samples at linspace(-scene_radius, scene_radius, mesh_resolution), as the reference programs do.
-        refine_steps: evaluations for each vertex after linear interpolation.
+        refine_steps: most evaluations for each vertex after linear interpolation; nine in ten need one.
         chunk_size: points per pass through the field; changes memory, never results beyond rounding.
         way: ``followed`` or ``dense`` insists on one way; the meshes differ only by what ``followed`` can miss.
         progress: called with a growing fraction in [0, 1].
@@ -353,16 +358,19 @@ def extract_mesh_with_report(
     began = time.perf_counter()
     raw = field.raw_density()
     evaluate = Evaluator(raw.raw, field.device, options.chunk_size)
+    # Rough numbers are good for telling sides; only vertices that are then placed by exact ones come out right.
+    rough = raw.rough if options.refine_steps else None
+    ask = _Asked(evaluate, None if rough is None else Evaluator(rough, field.device, options.chunk_size))
     tell(0.0)
-    shell = _shell_in_cube(raw, evaluate, field.level, field.scene_radius, options)
+    shell = _shell_in_cube(raw, ask, field.level, field.scene_radius, options)
     if _touches(shell, field.scene_radius) and field.reach > field.scene_radius:
-        shell = _try_larger(shell, raw, evaluate, field, options)
+        shell = _try_larger(shell, raw, ask, field, options)
     tell(0.5)
-    vertices = place_vertices(shell.crossings, evaluate, options.refine_steps)
+    vertices, colors = _placed(shell.crossings, raw, ask, options)
     tell(0.75)
-    mesh = Mesh(vertices, shell.crossings.faces, _colors(field, vertices, options.chunk_size))
+    mesh = Mesh(vertices, shell.crossings.faces, _colors(raw, field, vertices, colors, options.chunk_size))
     tell(1.0)
-    return mesh, _report(shell, options, evaluate.count, time.perf_counter() - began)
+    return mesh, _report(shell, options, ask.count, time.perf_counter() - began)
 
 
 @dataclass(frozen=True)
@@ -395,22 +403,58 @@ class _Shell:
         return np.stack([low <= -radius + near, high >= radius - near])
 
 
-def _shell_in_cube(
-    raw: RawDensity, evaluate: Evaluator, level: float, radius: float, options: ExtractionSettings
-) -> _Shell:
+@dataclass
+class _Asked:
+    """The field's raw density, exactly and, where it pays, roughly; both are counted."""
+
+    exact: Evaluator
+    rough: Evaluator | None
+
+    @property
+    def count(self) -> int:
+        """Evaluations so far."""
+        return self.exact.count + (0 if self.rough is None else self.rough.count)
+
+
+def _shell_in_cube(raw: RawDensity, ask: _Asked, level: float, radius: float, options: ExtractionSettings) -> _Shell:
     """Find the level set in the cube of half side ``radius``."""
     n = options.mesh_resolution
     step = 4 if n < 400 else 8
     per_axis, look = (min(_PROBE, n), 1) if options.fit_box else (n, step)
     cube = Lattice((-radius,) * 3, 2 * radius / (per_axis - 1), (per_axis,) * 3)
-    coarse = scan(cube, look, evaluate)
-    asked = len(coarse.coordinates[0]) - 2
-    threshold = choose_threshold(coarse.inner, raw, level, options.threshold, samples_per_axis=asked)
-    shell = _shell(cube, coarse, threshold, evaluate, options)
-    return _shell_in_box(shell, radius, step, evaluate, options) if options.fit_box else shell
+    coarse, threshold, sides = _first_look(cube, look, raw, ask, level, options)
+    if not options.fit_box:
+        return _shell(cube, coarse, threshold, sides, options)
+    # The box is that of exact numbers, so that the lattice is the same whatever the machine's way to be quick.
+    shell = _shell(cube, coarse, threshold, ask.exact, options)
+    return _shell_in_box(shell, radius, step, sides, options)
 
 
-def _shell_in_box(probe: _Shell, radius: float, step: int, evaluate: Evaluator, options: ExtractionSettings) -> _Shell:
+def _first_look(
+    cube: Lattice, look: int, raw: RawDensity, ask: _Asked, level: float, options: ExtractionSettings
+) -> tuple[Scan, Threshold, Evaluate]:
+    """Scan the cube, choose the level, and say what to ask for samples from then on.
+
+    The scan is rough where a field can be. It is made again exactly where its numbers themselves matter: for a level
+    from their histogram, and for a complaint that quotes them.
+    """
+
+    def chosen(coarse: Scan) -> Threshold:
+        asked = len(coarse.coordinates[0]) - 2
+        return choose_threshold(coarse.inner, raw, level, options.threshold, samples_per_axis=asked)
+
+    if ask.rough is not None:
+        coarse = scan(cube, look, ask.rough)
+        with suppress(MeshError):
+            threshold = chosen(coarse)
+            if threshold.chosen != "histogram":
+                sides, settled = sure_sides(ask.exact, ask.rough, threshold.raw, coarse, cube)
+                return settled, threshold, sides
+    coarse = scan(cube, look, ask.exact)
+    return coarse, chosen(coarse), ask.exact
+
+
+def _shell_in_box(probe: _Shell, radius: float, step: int, evaluate: Evaluate, options: ExtractionSettings) -> _Shell:
     """Find the level set again on a lattice over the box of a rough one; grow the box until it holds all of it."""
     rough = place_vertices(probe.crossings, evaluate, 0).astype(np.float64)
     margin = probe.lattice.spacing
@@ -428,7 +472,7 @@ def _shell_in_box(probe: _Shell, radius: float, step: int, evaluate: Evaluator, 
 
 
 def _shell(
-    lattice: Lattice, coarse: Scan, threshold: Threshold, evaluate: Evaluator, options: ExtractionSettings
+    lattice: Lattice, coarse: Scan, threshold: Threshold, evaluate: Evaluate, options: ExtractionSettings
 ) -> _Shell:
     crossings, way = _crossings(lattice, coarse, threshold.raw, evaluate, options)
     if not len(crossings.faces):
@@ -442,7 +486,7 @@ def _shell(
 
 
 def _crossings(
-    lattice: Lattice, coarse: Scan, level: float, evaluate: Evaluator, options: ExtractionSettings
+    lattice: Lattice, coarse: Scan, level: float, evaluate: Evaluate, options: ExtractionSettings
 ) -> tuple[Crossings, Way]:
     """Where the level set crosses the lattice, found in the way asked for or the one that is likely the shorter."""
     auto = options.way == "auto"
@@ -469,13 +513,11 @@ def _lattice_over(low: FloatArray, high: FloatArray, radius: float, samples: int
     )
 
 
-def _try_larger(
-    shell: _Shell, raw: RawDensity, evaluate: Evaluator, field: Field, options: ExtractionSettings
-) -> _Shell:
+def _try_larger(shell: _Shell, raw: RawDensity, ask: _Asked, field: Field, options: ExtractionSettings) -> _Shell:
     """The level set in a larger cube if it is whole there, else the one that was cut."""
     radius = min(field.reach, 1.25 * field.scene_radius)
     try:
-        larger = _shell_in_cube(raw, evaluate, field.level, radius, options)
+        larger = _shell_in_cube(raw, ask, field.level, radius, options)
     except MeshError:
         return shell
     return shell if _touches(larger, radius) else larger
@@ -486,8 +528,30 @@ def _touches(shell: _Shell, radius: float) -> bool:
     return bool((shell.sides_cut & shell.sides_on_cube(radius)).any())
 
 
-def _colors(field: Field, vertices: FloatArray, chunk_size: int) -> FloatArray:
-    colors = evaluate_chunks(field.color_function(), vertices, field.device, chunk_size)
+def _placed(
+    crossings: Crossings, raw: RawDensity, ask: _Asked, options: ExtractionSettings
+) -> tuple[FloatArray, FloatArray]:
+    """Vertices (N, 3), and colours (N, 3) where the field was asked for both at once; NaN where they are not known."""
+    both = raw.with_color
+    if both is None or not options.refine_steps:
+        return place_vertices(crossings, ask.exact, options.refine_steps), np.full((len(crossings.axis), 3), np.nan)
+
+    def joined(points: Tensor) -> Tensor:
+        density, colors = both(points)
+        return torch.cat([density[:, None], colors], 1)
+
+    evaluate = Evaluator(joined, ask.exact.device, options.chunk_size)
+    placed, colors = place_with_colors(crossings, evaluate, options.refine_steps)
+    ask.exact.count += evaluate.count
+    return placed, colors
+
+
+def _colors(raw: RawDensity, field: Field, vertices: FloatArray, colors: FloatArray, chunk_size: int) -> FloatArray:
+    """Colours (N, 3) of vertices (N, 3), of which some are known; where they are NaN the field is asked."""
+    unknown, both = ~np.isfinite(colors).all(1), raw.with_color
+    if unknown.any():
+        ask = field.color_function() if both is None else lambda points: both(points)[1]
+        colors[unknown] = evaluate_chunks(ask, vertices[unknown], field.device, chunk_size)
     bad = ~np.isfinite(colors).all(1)
     if bad.any():
         raise FieldError(

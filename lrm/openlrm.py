@@ -30,7 +30,7 @@ from multiview.errors import FieldError, WeightsError
 from multiview.keymap import KeyTable, sequential_renames
 
 from .blocks import BlockConfig, CameraEmbedding, DecoderBlock, PlaneUpsampler
-from .field import PAIRS_XY_XZ_ZY, OutputRule, PlanesDecoder, TriplaneField
+from .field import PAIRS_XY_XZ_ZY, FoldedPlanes, OutputRule, PlanesDecoder, TriplaneField
 from .models import Reconstruction
 from .preprocess import openlrm_input
 from .published import PublishedModel, not_given, source_camera
@@ -266,9 +266,11 @@ class TurnedTriplaneField(TriplaneField):
         density = torch.where(self._inside(points), raw[..., 0], EMPTY_RAW_DENSITY)
         return torch.cat([density[..., None], raw[..., 1:]], -1)
 
-    def folded_raw(self, outputs: slice = slice(0, 4)) -> Callable[[Tensor], Tensor]:
+    def folded_raw(
+        self, outputs: slice = slice(0, 4), *, rough: bool = False, folded: FoldedPlanes | None = None
+    ) -> Callable[[Tensor], Tensor]:
         """See `TriplaneField`."""
-        ask = super().folded_raw(outputs)
+        ask = super().folded_raw(outputs, rough=rough, folded=folded)
         if outputs.indices(4)[0] != 0:
             return ask
 

@@ -48,28 +48,20 @@ def outer_faces(vertices: Floats, faces: Ints, keep_pieces: float) -> tuple[NDAr
         volume += np.bincount(piece[part], np.einsum("ij,ij->i", a, np.cross(b, c)) / 6, count)
     cavity = volume <= 0
     stays = ~cavity & (area >= keep_pieces * area[~cavity].max(initial=0.0))
+    if not cavity.any():
+        return stays[piece], int(count - stays.sum())
     # Faces piece by piece, so that looking at one of thousands of pieces does not cost a pass over all faces.
     by_piece = np.argsort(piece, kind="stable")
     first = np.searchsorted(piece, np.arange(count + 1), sorter=by_piece)
-    low, high = _bounds(vertices, faces, by_piece, first[:-1])
     points = vertices[faces[by_piece[first[:-1]], 0]]
     for hollow in np.flatnonzero(cavity):
-        near = stays & ((points > low[hollow]) & (points < high[hollow])).all(1)
+        wall = faces[by_piece[first[hollow] : first[hollow + 1]]]
+        corners = vertices[wall.reshape(-1)]
+        near = stays & ((points > corners.min(0)) & (points < corners.max(0))).all(1)
         for other in np.flatnonzero(near):
-            wall = faces[by_piece[first[hollow] : first[hollow + 1]]]
             if abs(winding_number_torch(vertices, wall, points[other][None])[0]) > 0.5:
                 stays[other] = False
     return stays[piece], int(count - stays.sum())
-
-
-def _bounds(vertices: Floats, faces: Ints, by_piece: Ints, first: Ints) -> tuple[Floats, Floats]:
-    """Lowest and highest corners (P, 3) of pieces, each of the faces ``by_piece`` from ``first`` (P,) on."""
-    low, high = np.empty((2, len(first), 3), vertices.dtype)
-    for axis in range(3):
-        values = vertices[:, axis][faces]
-        low[:, axis] = np.minimum.reduceat(values.min(1)[by_piece], first)
-        high[:, axis] = np.maximum.reduceat(values.max(1)[by_piece], first)
-    return low, high
 
 
 def welded(vertices: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.int64]]:

@@ -13,14 +13,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.triposr import (
     PUBLISHED_CONFIG,
     Meter,
+    comparison,
     filled,
     filled_weights,
     memory_mib,
     network_flop,
+    plain_extraction,
+    plain_ways,
     product_rate,
     published_shapes,
     table,
 )
+from lrm.field import FunctionField
+from lrm.mesh import extract_mesh
 from lrm.triposr import TripoSRConfig, TripoSRNetwork, published_config
 from lrm.vit import VitConfig
 from multiview.checkpoint import read_checkpoint
@@ -54,11 +59,11 @@ def test_weights_follow_the_parity_tests_rule(key: str, shape: tuple[int, ...]) 
 
 
 def test_weights_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.triposr.published_shapes", lambda: {"backbone.norm.weight": (6,)})
+    monkeypatch.setattr("benchmarks.triposr.published_shapes", lambda layers: {"backbone.norm.weight": (6,)})
     filled_weights(tmp_path / "w")
     state = read_checkpoint(tmp_path / "w" / "model.ckpt")
     assert torch.equal(state["backbone.norm.weight"], fill_tensor("backbone.norm.weight", (6,)))
-    monkeypatch.setattr("benchmarks.triposr.published_shapes", lambda: pytest.fail("written a second time"))
+    monkeypatch.setattr("benchmarks.triposr.published_shapes", lambda layers: pytest.fail("written a second time"))
     filled_weights(tmp_path / "w")
 
 
@@ -94,6 +99,7 @@ def test_the_table_adds_seconds_and_takes_the_highest_peak() -> None:
         "ran": "bfloat16",
         "tflop": 3.0,
         "tflop_per_s": 0.75,
+        "tflop_per_cpu_s": 0.4,
         "surface": "teapot",
         "threads": 2,
         "resolution": 256,
@@ -106,6 +112,40 @@ def test_the_table_adds_seconds_and_takes_the_highest_peak() -> None:
     assert lines[-1].split() == ["all", "9.75", "14.50", "300", "150"]
     # 3 TFLOP at 0.75 TFLOP/s are 4 s; encoder and decoder took 6.
     assert "3.00 TFLOP in 6.00 s; floor 4.00 s at 0.75 TFLOP/s, 1.50 times that" in lines[1]
+    # At 0.4 TFLOP in a CPU second they are 7.5 CPU seconds; encoder and decoder took 11.5.
+    assert "1.53 times by CPU seconds" in lines[1]
+
+
+def test_the_comparison_is_with_the_last_run_by_stages() -> None:
+    def run(dtype: str, decoder: float, mesh: float) -> dict[str, object]:
+        stages = [("start", 2.0), ("encoder", 1.0), ("decoder", decoder), ("planes", 0.0), ("mesh", mesh)]
+        return {"dtype": dtype, "stages": [{"stage": s, "wall": v, "cpu": 2 * v} for s, v in stages]}
+
+    lines = comparison([run("bf16", 4.0, 1.0), run("plain", 19.0, 80.0)]).splitlines()
+    # 102 s against 8; encoder and decoder 20 against 5; 80 against 1.
+    assert [line.split() for line in lines[2:]] == [
+        ["bf16", "all", "12.8", "12.8"], ["bf16", "network", "4.0", "4.0"], ["bf16", "mesh", "80.0", "80.0"]
+    ]  # fmt: skip
+
+
+def test_the_plain_way_gives_the_same_object() -> None:
+    color = lambda p: (p / 2 + 0.5).clamp(0, 1)  # noqa: E731
+    field = FunctionField(lambda p: 10 - 20 * (p.norm(dim=-1) - 0.6), color, 1.0, 10.0)
+    mesh, report = plain_extraction(field, mesh_resolution=32, threshold="auto", chunk_size=5)
+    ours = extract_mesh(field, mesh_resolution=32, fit_box=False)
+    assert (len(mesh.faces), report.shape, report.evaluations) == (len(ours.faces), (32, 32, 32), 32**3)
+    assert mesh.is_watertight and mesh.volume == pytest.approx(ours.volume, rel=3e-3)  # ours is refined
+    assert abs(mesh.colors - color(torch.from_numpy(mesh.vertices)).numpy()).max() < 1e-6
+
+
+def test_inside_plain_ways_the_pipeline_and_the_products_are_plain() -> None:
+    import lrm.blocks
+    import trilift.pipeline
+
+    usual = trilift.pipeline.extract_mesh_with_report, lrm.blocks.mkl_is_slow
+    with plain_ways():
+        assert trilift.pipeline.extract_mesh_with_report is plain_extraction and not lrm.blocks.mkl_is_slow()
+    assert (trilift.pipeline.extract_mesh_with_report, lrm.blocks.mkl_is_slow) == usual
 
 
 def test_the_networks_operations_are_those_that_torch_counts() -> None:
@@ -123,8 +163,7 @@ def test_the_full_size_network_is_three_teraflop() -> None:
     assert network_flop(TripoSRConfig()) == pytest.approx(3.0e12, rel=0.1)
 
 
-def test_a_rate_is_operations_over_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rate_is_operations_over_seconds() -> None:
     ticks = iter([0.0, 9.0, 10.0, 10.5, 11.0, 13.0])
-    monkeypatch.setattr("benchmarks.triposr.time.perf_counter", lambda: next(ticks))
     # The first product warms up; of the others, 0.5 s and 2 s, the faster counts: 2 * 8 * 8 * 8 / 0.5.
-    assert product_rate(torch.float32, side=8, times=2) == 2048.0
+    assert product_rate(torch.float32, side=8, times=2, clock=lambda: next(ticks)) == 2048.0

@@ -19,6 +19,7 @@ from lrm.blocks import (
     ModulatedNorm,
     PlaneUpsampler,
     matrix_dtype,
+    multiply_rows,
     use_dtype,
 )
 
@@ -135,3 +136,29 @@ def test_a_dtype_reaches_the_matrices_alone() -> None:
     x = torch.randn(1, 6, 16)
     assert block(x, torch.randn(1, 4, 12), torch.randn(1, 3)).dtype == torch.float32
     assert matrix_dtype(nn.ReLU()) == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(512, 12), (1, 1025, 12), (2, 700, 12)], ids=str)
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
+def test_rows_as_pixels_are_multiplied_as_rows(
+    shape: tuple[int, ...], biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lrm.blocks, "mkl_is_slow", lambda: True)
+    seen = []
+    convolve = F.conv2d
+    monkeypatch.setattr(lrm.blocks.F, "conv2d", lambda *a, **k: seen.append(a[0].shape) or convolve(*a, **k))
+    x, weight = torch.randn(shape), torch.randn(7, 12)
+    bias = torch.randn(7) if biased else None
+    torch.testing.assert_close(multiply_rows(x, weight, bias), F.linear(x, weight, bias), atol=1e-5, rtol=1e-5)
+    count = x.numel() // 12
+    assert seen == [(-(-count // 64), 12, 1, 64)]  # whole pictures of 64 pixels, the last one filled up
+
+
+@pytest.mark.parametrize("why", ["gradients", "bf16", "few rows", "another processor"])
+def test_other_products_are_torchs_own(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lrm.blocks, "mkl_is_slow", lambda: why != "another processor")
+    monkeypatch.setattr(lrm.blocks.F, "conv2d", lambda *a, **k: pytest.fail("a convolution"))
+    dtype = torch.bfloat16 if why == "bf16" else torch.float32
+    x, weight = torch.randn(10 if why == "few rows" else 600, 12, dtype=dtype), torch.randn(7, 12, dtype=dtype)
+    with torch.set_grad_enabled(why == "gradients"):
+        assert torch.equal(multiply_rows(x, weight, None), F.linear(x, weight))

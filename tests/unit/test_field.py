@@ -75,6 +75,55 @@ def test_folded_functions_equal_the_plain_ones_inside_and_outside(pairs: PlanePa
         torch.testing.assert_close(field.color_function()(points), field.color(points), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("count", [1, 63, 4096, 9001])
+def test_numbers_do_not_depend_on_how_many_points_are_asked_for(count: int) -> None:
+    field = random_field()
+    points = (torch.rand(9001, 3, generator=torch.Generator().manual_seed(3)) * 2 - 1) * 0.9
+    ask = field.raw_density().raw
+    torch.testing.assert_close(ask(points)[:count], ask(points[:count]), atol=1e-6, rtol=0)
+
+
+def deep_field() -> TriplaneField:
+    """A field of TripoSR's depth: eight products of 64 after the first layer, and activations of order one."""
+    torch.manual_seed(0)
+    decoder = PlanesDecoder(8, width=64, hidden_layers=9, activation="silu")
+    with torch.no_grad():
+        for layer in decoder.layers:
+            layer.weight.mul_(3)
+    return TriplaneField(torch.randn(3, 8, 16, 16), decoder, 0.8, 1.0)
+
+
+def test_density_and_colour_together_are_those_asked_for_alone() -> None:
+    field, points = deep_field(), torch.rand(3000, 3, generator=torch.Generator().manual_seed(4)) - 0.5
+    raw = field.raw_density()
+    assert raw.with_color is not None
+    density, color = raw.with_color(points)
+    torch.testing.assert_close(density, raw.raw(points), atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(color, field.color(points), atol=1e-5, rtol=1e-4)
+
+
+def test_rough_density_is_bf16s_and_the_exact_one_is_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrm.field.multiplies_bf16", lambda: True)
+    field, points = deep_field(), torch.rand(3000, 3, generator=torch.Generator().manual_seed(5)) - 0.5
+    raw = field.raw_density()
+    assert raw.rough is not None
+    exact, rough = raw.raw(points), raw.rough(points)
+    spread = exact.std().item()
+    # Eight roundings to 8 bits of numbers of this size, each some 2 ** -9 of it, add up to about a hundredth.
+    assert 1e-4 * spread < (rough - exact).abs().mean() < 0.02 * spread
+    with torch.no_grad():
+        torch.testing.assert_close(exact, field.raw(points)[:, 0], atol=1e-4 * spread, rtol=0)
+
+
+def test_rough_density_is_offered_only_where_it_saves_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrm.field.multiplies_bf16", lambda: True)
+    assert deep_field().raw_density().rough is not None
+    assert random_field().raw_density().rough is None  # layers of 16 are too short
+    monkeypatch.setattr("lrm.field.multiplies_bf16", lambda: False)
+    assert deep_field().raw_density().rough is None
+
+
 def test_folded_functions_tell_the_pairs_apart() -> None:
     points = torch.tensor([[0.3, 0.1, -0.4]])
     same = random_field(PAIRS_XY_XZ_YZ).density_function()(points)

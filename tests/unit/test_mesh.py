@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lrm.field import FunctionField, OutputRule, PlanesDecoder, RawDensity, TriplaneField
 from lrm.fit import FitConfig, fit_points
-from lrm.lattice import Evaluator, Lattice, SparseSamples, layers, scan
-from lrm.marching import case_tables, follow_surface, march_layers
+from lrm.lattice import Evaluator, Lattice, SparseSamples, SureSides, layers, scan, sure_sides
+from lrm.marching import case_tables, follow_surface, march_layers, place_with_colors, triangulate
 from lrm.mesh import Mesh, extract_mesh, extract_mesh_with_report
 from lrm.pieces import label_pieces
 from lrm.threshold import choose_threshold
@@ -122,6 +122,21 @@ def test_flattening_and_projective_matrices_are_refused() -> None:
         cube().transformed(np.diag([1.0, 1.0, 0.0, 1.0]))
     with pytest.raises(MeshError, match="last row 0 0 0 1"):
         cube().transformed(np.diag([1.0, 1.0, 1.0, 2.0]))
+
+
+def test_case_tables_are_those_of_pymcubes() -> None:
+    import mcubes
+
+    tables = case_tables()
+    for case in range(256):
+        inside = (case >> np.arange(8) & 1).astype(bool).reshape(2, 2, 2)
+        # With values of +1 and -1 every vertex lies in the middle of its edge, so the edge can be read without doubt.
+        vertices, faces = mcubes.marching_cubes(np.where(inside, 1.0, -1.0), 0.0)
+        doubled = np.rint(np.asarray(vertices)[faces.astype(np.int64)] * 2).astype(int).reshape(-1, 3, 3)
+        count = tables.counts[case]
+        assert count == len(doubled)
+        np.testing.assert_array_equal(tables.axes[case, :count], np.argmax(doubled == 1, -1))
+        np.testing.assert_array_equal(tables.owners[case, :count], doubled // 2)
 
 
 def test_case_tables_agree_with_the_signs_that_they_were_read_from() -> None:
@@ -414,6 +429,150 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], words: str)
 
 
 LOGARITHMIC = RawDensity(lambda p: p[:, 0], torch.exp, lambda d: math.log(d) if d > 0 else -math.inf)
+
+
+def rough_field(error: float, distance: Callable[[Tensor], Tensor] = torus_distance, **changes: Any) -> FunctionField:
+    """A field with a rough way whose numbers are off by up to ``error``, differently at every place."""
+
+    def noise(points: Tensor) -> Tensor:
+        return torch.frac(torch.sin(points @ points.new_tensor([127.1, 311.7, 74.7])) * 43758.5) * error
+
+    class Rough(FunctionField):
+        def raw_density(self) -> RawDensity:
+            exact = self.density_function()
+            return RawDensity(
+                exact,
+                lambda raw: raw,
+                float,
+                rough=lambda p: exact(p) + noise(p),
+                with_color=lambda p: (exact(p), self.color_fn(p)),
+            )
+
+    return Rough(lambda p: 10 - 20 * distance(p), position_color, **changes)
+
+
+@pytest.mark.parametrize("fit_box", [True, False], ids=["fitted", "whole cube"])
+@pytest.mark.parametrize("way", ["followed", "dense"])
+def test_rough_numbers_change_no_triangle_and_move_no_vertex(fit_box: bool, way: Any) -> None:
+    exact = shape_field(torus_distance)
+    kwargs: dict[str, Any] = {"mesh_resolution": 60, "fit_box": fit_box, "way": way}
+    expected, plain = extract_mesh_with_report(exact, **kwargs)
+    # Neighbouring samples differ by up to 20 * 2 / 59 = 0.7, so an error of 0.2 moves unrefined vertices by a lot.
+    mesh, report = extract_mesh_with_report(rough_field(0.2), **kwargs)
+    np.testing.assert_array_equal(mesh.faces, expected.faces)
+    assert (report.box, report.cells) == (plain.box, plain.cells)
+    # A vertex is done within 1 % of its edge's difference, and one more secant step, whose slope is off by at most half
+    # here: 0.005 of a cell, which is a twentieth of the 0.1 % of the longest side that a speed-up may cost.
+    cell = (report.box[1][0] - report.box[0][0]) / (report.shape[0] - 1)
+    assert np.abs(mesh.vertices - expected.vertices).max() < 5e-3 * cell
+    # Colours may come from 2 % of an edge away: they change by half a unit per unit of length.
+    assert np.abs(mesh.colors - expected.colors).max() < 0.02 * cell
+
+
+def test_bf16_changes_no_triangle_of_a_deep_fields_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    decoder = PlanesDecoder(8, width=64, hidden_layers=9, activation="silu")
+    with torch.no_grad():
+        for layer in decoder.layers:
+            layer.weight.mul_(3)  # activations of order one through all nine layers
+    field = TriplaneField(torch.randn(3, 8, 5, 5), decoder, 0.8, 1.0)
+    points = (torch.rand(5000, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1) * 0.8
+    with torch.no_grad():
+        level = float(field.density(points).quantile(0.8))
+    made = []
+    for fast in (False, True):
+        monkeypatch.setattr("lrm.field.multiplies_bf16", lambda fast=fast: fast)
+        made.append(extract_mesh_with_report(field, mesh_resolution=48, threshold=level))
+    (exact, plain), (rough, report) = made
+    assert report.evaluations > plain.evaluations  # those near the level were asked for twice
+    np.testing.assert_array_equal(rough.faces, exact.faces)
+    # The surface of one in fp32 may move by 0.1 % of the longest side; this moves it by a hundredth of that on average.
+    moved = np.abs(rough.vertices - exact.vertices) / exact.extent.max()
+    assert moved.max() < 1e-3 and moved.mean() < 1e-5
+
+
+def test_without_refinement_nothing_is_rough() -> None:
+    kwargs: dict[str, Any] = {"mesh_resolution": 40, "refine_steps": 0}
+    mesh, expected = (extract_mesh(f, **kwargs) for f in (rough_field(0.2), shape_field(torus_distance)))
+    np.testing.assert_array_equal(mesh.vertices, expected.vertices)
+
+
+def test_levels_and_complaints_are_made_of_exact_numbers() -> None:
+    weak, plain = (f(0.2) if f is rough_field else f(torus_distance) for f in (rough_field, shape_field))
+    low = [dataclasses.replace(f, level=500.0) for f in (weak, plain)]  # the highest density, 14, is under 1/8 of it
+    one, two = (extract_mesh_with_report(f, mesh_resolution=40)[1] for f in low)
+    assert (one.threshold_chosen, one.threshold) == ("histogram", two.threshold)
+    with pytest.raises(MeshError) as plain_error:
+        extract_mesh(plain, threshold=1000.0)
+    with pytest.raises(MeshError) as error:
+        extract_mesh(weak, threshold=1000.0)
+    assert str(error.value) == str(plain_error.value)
+
+
+def test_rough_numbers_are_replaced_near_the_level_only() -> None:
+    asked: list[float] = []
+
+    def exact(positions: np.ndarray) -> np.ndarray:
+        asked.extend(positions[:, 0].tolist())
+        return positions[:, 0].copy()
+
+    sides = SureSides(exact, lambda positions: positions[:, 0] + 0.125, level=3.0, margin=0.5)
+    positions = np.zeros((5, 3), np.float32)
+    positions[:, 0] = [1.0, 2.5, 2.75, 3.25, 3.5]  # rough: 1.125, 2.625, 2.875, 3.375, 3.625
+    assert sides(positions).tolist() == [1.125, 2.5, 2.75, 3.25, 3.625]
+    assert asked == [2.5, 2.75, 3.25]
+
+
+def test_rough_numbers_are_given_up_where_most_are_near_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrm.lattice._FAIR_LOOK", 10)
+    asked: list[int] = []
+
+    def rough(positions: np.ndarray) -> np.ndarray:
+        asked.append(len(positions))
+        return np.zeros(len(positions), np.float32)
+
+    sides = SureSides(lambda positions: positions[:, 0], rough, level=0.0, margin=0.5)
+    for _ in range(4):
+        assert (sides(np.ones((6, 3), np.float32)) == 1).all()
+    assert asked == [6, 6]  # after 12 of 12 were near, nobody asks for rough ones
+
+
+def test_the_margin_is_four_times_the_largest_error_near_the_level() -> None:
+    lattice = Lattice((-1.0,) * 3, 0.1, (21,) * 3)
+    off = lambda p: np.where(np.abs(p[:, 0]) < 0.3, 0.01, 5.0).astype(np.float32)  # noqa: E731
+    found = scan(lattice, 1, lambda p: p[:, 0] + off(p))
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as m:
+        m.setattr("lrm.lattice._CALIBRATION", 50)
+        sides, settled = sure_sides(lambda p: p[:, 0], lambda p: p[:, 0] + off(p), 0.0, found, lattice)
+    assert sides.margin == pytest.approx(0.04, rel=1e-4)
+    # The layer x = 0 is inside the margin and exact now, that at 0.1 is not.
+    assert np.nanmax(np.abs(settled.values[11])) < 1e-6 and settled.values[12, 12, 12] == pytest.approx(0.11)
+
+
+def test_corners_of_cells_are_the_samples_at_them() -> None:
+    lattice = Lattice((-1.0,) * 3, 0.1, (12, 20, 9))
+    one, two = (SparseSamples(lattice, lambda p: p @ np.array([1, 10, 100], np.float32), 0.25) for _ in range(2))
+    cells = np.stack(np.meshgrid(*(np.arange(n + 1) for n in lattice.shape), indexing="ij"), -1).reshape(-1, 3)
+    cells = cells.astype(np.int32)
+    corners = cells[:, None] + np.array([[c >> 2, c >> 1 & 1, c & 1] for c in range(8)])
+    np.testing.assert_array_equal(one.at_corners(cells), two.at(corners[..., 0], corners[..., 1], corners[..., 2]))
+
+
+def test_colours_are_kept_from_where_the_vertex_was_last_seen() -> None:
+    lattice = Lattice((-1.0,) * 3, 2 / 30, (31,) * 3)
+    evaluate = Evaluator(lambda p: 0.6**3 - p.norm(dim=-1) ** 3, torch.device("cpu"), 10**5)
+    samples = SparseSamples(lattice, evaluate, 0.0)
+    crossings = triangulate(samples, follow_surface(samples, scan(lattice, 4, evaluate)))
+    both = Evaluator(
+        lambda p: torch.cat([0.6**3 - p.norm(dim=-1, keepdim=True) ** 3, p], 1), torch.device("cpu"), 10**5
+    )
+    placed, seen = place_with_colors(crossings, both, 1)
+    known = np.isfinite(seen).all(1)
+    # The "colour" is the place that was looked at; some linear guesses are within 2 % of an edge, 0.0013.
+    assert 0.3 < known.mean() < 1 and np.abs(seen - placed)[known].max() <= 0.02 * lattice.spacing + 1e-6
+    assert np.isfinite(place_with_colors(crossings, both, 4)[1]).mean() > known.mean()
+    assert np.isnan(place_with_colors(crossings, both, 0)[1]).all()
 
 
 def test_auto_takes_the_level_when_the_field_is_clearly_on_both_sides() -> None:
