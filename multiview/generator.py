@@ -33,6 +33,10 @@ logger = logging.getLogger("trilift")
 OnStep = Callable[[int, int], None]
 """Told after every denoising step: how many are done (from 1) and how many there are. What it raises ends the run."""
 
+OnPreview = Callable[[Tensor], None]
+"""Told after every denoising step how all views look so far, roughly: (V, 3, h, w) in [0, 1] sRGB, on the CPU. What it
+raises ends the run."""
+
 SchedulerName = Literal["ddim", "dpm++", "unipc"]
 SCHEDULERS: tuple[SchedulerName, ...] = ("ddim", "dpm++", "unipc")
 LAST_TIMESTEP = 999
@@ -69,6 +73,7 @@ class ViewGenerator(ABC):
         guidance_scale: float | None = None,
         view_batch_size: int | None = None,
         on_step: OnStep | None = None,
+        on_preview: OnPreview | None = None,
         parity: bool = False,
     ) -> Views:
         """Make views of the object in a picture.
@@ -81,6 +86,7 @@ class ViewGenerator(ABC):
             guidance_scale: how strongly the picture is followed, None for the model's own.
             view_batch_size: views per pass through the network, None for all at once; changes memory, never results.
             on_step: see `OnStep`.
+            on_preview: see `OnPreview`; it changes no result.
             parity: sample exactly as the published program does, with its quirks, in place of the sane default.
 
         Returns:
@@ -292,6 +298,42 @@ def is_ddim(scheduler: Any) -> bool:
     from diffusers import DDIMScheduler
 
     return isinstance(scheduler, DDIMScheduler)
+
+
+# What latents of Stable Diffusion's autoencoder look like without its decoder: red, green and blue in [-1, 1] as
+# weighted sums of the four channels. A linear fit by Kevin Turner ("Decoding latents to RGB without upscaling", the
+# forum of Hugging Face, 2022); the releases 1 and 2 share the autoencoder.
+_COLORS_OF_LATENTS = (
+    (0.298, 0.207, 0.208),
+    (0.187, 0.286, 0.173),
+    (-0.158, 0.189, 0.264),
+    (-0.184, -0.271, -0.473),
+)
+
+
+def rough_pictures(latents: Tensor) -> Tensor:
+    """Scaled latents (V, 4, h, w) of Stable Diffusion → what they look like, (V, 3, h, w) in [0, 1] on the CPU."""
+    colors = torch.einsum("vlhw,lc->vchw", latents.detach().float().cpu(), torch.tensor(_COLORS_OF_LATENTS))
+    return (colors / 2 + 0.5).clamp(0, 1)
+
+
+def showing_latents(
+    on_preview: OnPreview | None, pictures: Callable[[Tensor], Tensor] = rough_pictures
+) -> Callable[[Any, int, Any, dict[str, Tensor]], dict[str, Tensor]] | None:
+    """A ``callback_on_step_end`` that shows the latents of every step and leaves them as they are; None for nobody.
+
+    Args:
+        on_preview: see `OnPreview`.
+        pictures: what the latents look like.
+    """
+    if on_preview is None:
+        return None
+
+    def show(_: Any, index: int, timestep: Any, now: dict[str, Tensor]) -> dict[str, Tensor]:
+        on_preview(pictures(now["latents"]))
+        return {}
+
+    return show
 
 
 def draw_noise(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:

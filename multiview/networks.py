@@ -15,14 +15,16 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 
 from .devices import CPU, on_accelerator
 from .errors import SettingsError, WeightsError
-from .generator import SchedulerName, StoredGenerator, make_scheduler, module_dtype, pieces
+from .fastrun import MAX_REUSE, Runner, RunOptions
+from .fastunet import fast_unet, same_parameters
+from .generator import SchedulerName, StoredGenerator, logger, make_scheduler, module_dtype, pieces
 
 _SMALLER_BATCHES = (8, 4, 2, 1)
 _SPARE = 1.1
@@ -82,12 +84,17 @@ class NetworkGenerator(StoredGenerator):
         scheduler: of diffusers; another one that predicts the same may be put in its place.
         offload: whether every network is on the CPU but while it works.
         view_batch_size: what `generate` takes when it is told none.
+        has_run_options: whether the family has several ways to run its networks.
+        run_options: how it runs them, see `use_run_options`.
     """
 
+    has_run_options: ClassVar[bool] = False
     device: torch.device
     scheduler: Any
     offload: bool = False
     view_batch_size: int | None = None
+    run_options: RunOptions = RunOptions()
+    _runner: Runner | None = None
 
     @property
     @abstractmethod
@@ -132,6 +139,32 @@ class NetworkGenerator(StoredGenerator):
         """
         self.scheduler = make_scheduler(name)
 
+    def use_run_options(self, options: RunOptions) -> None:
+        """Choose how the networks are run.
+
+        Raises:
+            SettingsError: ``reuse_steps`` is out of range.
+        """
+        if not 1 <= options.reuse_steps <= MAX_REUSE:
+            raise SettingsError(
+                f"reuse_steps={options.reuse_steps}: expected 1 (all layers every step) to {MAX_REUSE}."
+            )
+        self.run_options = options
+
+    def runner(self) -> Runner | None:
+        """The fast network over the UNet's parameters as they are now, None where there is none, as with adapters."""
+        unet = self.denoiser
+        if self._runner is None or self._runner.unet is not unet or not same_parameters(self._runner.fast, unet):
+            made = fast_unet(unet)
+            self._runner = None if made is None else Runner(unet, made)
+            if made is None and self.run_options != RunOptions():
+                logger.warning(
+                    "%s: its UNet has adapters, hooks or attention of its own, so that diffusers runs all of it in "
+                    "every step, whatever the run options say.",
+                    self.name,
+                )
+        return self._runner
+
     def enable_model_cpu_offload(self, device: torch.device | str | None = None) -> None:
         """Keep the networks on the CPU and have on the device only those that work: encoders, UNet, decoder."""
         self.offload = True
@@ -154,7 +187,7 @@ class NetworkGenerator(StoredGenerator):
 
         On the CPU always one: a batch is no faster there, and so not even rounding depends on ``view_batch_size``.
         """
-        if not on_accelerator(self.device):
+        if not on_accelerator(self.device) or self.run_options.plain:
             return pieces(count, 1)
         return pieces(count, self.view_batch_size if view_batch_size is None else view_batch_size)
 

@@ -37,10 +37,12 @@ from .checkpoint import CHECKPOINT_SUFFIXES
 from .color import bytes_from_unit
 from .devices import CPU
 from .errors import SettingsError, WeightsError
+from .fastrun import SyncRun, guide, sync_functions
 from .files import folder_written_whole, write_json_whole
 from .generator import (
     LAST_TIMESTEP,
     FiniteSteps,
+    OnPreview,
     OnStep,
     SchedulerName,
     check_settings,
@@ -52,6 +54,7 @@ from .generator import (
     on_device,
     over_white,
     set_timesteps,
+    showing_latents,
 )
 from .hub import hub_file, is_hub_id
 from .keymap import KeyTable
@@ -79,9 +82,9 @@ from .syncdreamervolumes import (
     N_VIEWS,
     VOLUME_RENAMES,
     DepthLayers,
-    Norm,
     VolumeNetwork,
     VolumeSizes,
+    keep_norms_fp32,
     looking_along_rays,
     ring_cameras,
     view_embeddings,
@@ -152,9 +155,7 @@ class SyncDreamerNetwork(nn.Module):
 def use_dtype(network: SyncDreamerNetwork, dtype: torch.dtype) -> SyncDreamerNetwork:
     """Convert a network to ``dtype``, all but the norms of the volume networks and depth layers, which stay fp32."""
     network.to(dtype)
-    for module in network.modules():
-        if isinstance(module, Norm):
-            module.float()
+    keep_norms_fp32(network)
     return network
 
 
@@ -210,6 +211,7 @@ class SyncDreamer(NetworkGenerator):
     """
 
     architecture = ARCHITECTURE
+    has_run_options = True
     own_files = tuple(f"{part}/{file}" for part, file in PARTS.items())
     foreground_ratio = FOREGROUND_RATIO
 
@@ -271,6 +273,7 @@ class SyncDreamer(NetworkGenerator):
         guidance_scale: float | None = None,
         view_batch_size: int | None = None,
         on_step: OnStep | None = None,
+        on_preview: OnPreview | None = None,
         parity: bool = False,
     ) -> Views:
         """See `ViewGenerator.generate`.
@@ -281,6 +284,7 @@ class SyncDreamer(NetworkGenerator):
         made = self(
             image, elevation_deg=elevation_deg, generator=generator, num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale, view_batch_size=view_batch_size, on_step=on_step, parity=parity,
+            callback_on_step_end=showing_latents(on_preview),
         )  # fmt: skip
         assert isinstance(made, Views)
         return made
@@ -426,14 +430,17 @@ class SyncDreamer(NetworkGenerator):
         ``after_step`` is given the step's index and the latents, and gives those to go on with.
         """
         net, times = self.network, self.scheduler.timesteps.tolist()
+        run = self._run(condition, times, guidance_scale)
         working = (net.unet, net.volume, net.depth)
         with on_device(self.device, *working, offload=self.offload), FiniteSteps(*working) as steps:
             for index, time in enumerate(times):
                 x = self.scheduler.scale_model_input(latents, time)
-                noise = steps.run(
-                    partial(self.predict_noise, x, time, condition, guidance_scale, view_batch_size),
-                    f"{self.name}, step {index + 1} of {len(times)} (t = {time})",
-                )
+                what = f"{self.name}, step {index + 1} of {len(times)} (t = {time})"
+                if run is None:
+                    told = (x, time, condition, guidance_scale, view_batch_size)
+                    noise = steps.run(partial(self._predict_noise, *told), what)
+                else:
+                    noise = steps.run(partial(self._noise_of, run, index, x, guidance_scale, view_batch_size), what)
                 fresh = torch.zeros_like(latents)
                 if eta > 0 and is_ddim(self.scheduler) and index + 1 < len(times):
                     fresh = draw_noise(tuple(latents.shape), generator, self.device)
@@ -453,6 +460,34 @@ class SyncDreamer(NetworkGenerator):
 
         The volume is built once, from all of them; ``view_batch_size`` views at a time then go through the UNet.
         """
+        run = self._run(condition, [time], guidance_scale)
+        if run is None:
+            return self._predict_noise(latents, time, condition, guidance_scale, view_batch_size)
+        return self._noise_of(run, 0, latents, guidance_scale, view_batch_size)
+
+    def _run(self, condition: Condition, times: list[int], guidance_scale: float) -> SyncRun | None:
+        """The networks over these times, None where the UNet has to be run by diffusers."""
+        runner, net = self.runner(), self.network
+        if runner is None:
+            return None
+        functions = None
+        if self.run_options.compile:
+            functions = runner.compiled(sync_functions(runner.fast, net.volume, net.depth))
+        return SyncRun(
+            runner.fast, net.volume, net.depth, condition.tokens, condition.views, condition.latent, times,
+            guided=guidance_scale != 1, options=self.run_options, compiled=functions,
+        )  # fmt: skip
+
+    def _noise_of(
+        self, run: SyncRun, step: int, latents: Tensor, guidance_scale: float, view_batch_size: int | None
+    ) -> Tensor:
+        """`predict_noise` in a step of a run."""
+        return guide(run.predict(step, latents, self.pieces(N_VIEWS, view_batch_size)), guidance_scale)
+
+    def _predict_noise(
+        self, latents: Tensor, time: int, condition: Condition, guidance_scale: float, view_batch_size: int | None
+    ) -> Tensor:
+        """`predict_noise` by diffusers, whatever hangs on its UNet."""
         net = self.network
         volume_dtype = module_dtype(net.volume)
         timestep = torch.tensor([time], device=latents.device)

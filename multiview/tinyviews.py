@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from .attention import attend, join_heads, split_heads
 from .errors import SettingsError, WeightsError
-from .generator import OnStep, ViewGenerator, check_cutout, check_settings, draw_noise, logger
+from .generator import OnPreview, OnStep, ViewGenerator, check_cutout, check_settings, draw_noise, logger
 from .ring import RING_AZIMUTHS_DEG, RING_SIZE, ring_cameras
 from .views import Views
 from .weights import WEIGHTS_FILE, config_from_dict, load_strict, read_config_json, read_safetensors, save_folder
@@ -252,7 +252,7 @@ def regress(network: nn.Module, config: TinyViewsConfig, sketches: Tensor, photo
 @torch.no_grad()
 def denoise(
     network: nn.Module, config: TinyViewsConfig, noise: Tensor, sketches: Tensor, photo: Tensor, camera: Tensor,
-    steps: int, guidance_scale: float = 1.0, on_step: OnStep | None = None,
+    steps: int, guidance_scale: float = 1.0, on_step: OnStep | None = None, on_preview: OnPreview | None = None,
 ) -> Tensor:  # fmt: skip
     """Draw views by DDIM (Song et al. 2020, arXiv 2010.02502, eta 0): (B, 6, 4, s, s), encoded.
 
@@ -262,6 +262,7 @@ def denoise(
         steps: passes through the network, twice as many with guidance.
         guidance_scale: 1 is none; the other prediction knows neither photo nor sketches.
         on_step: told after each step.
+        on_preview: shown the clean views that the network sees behind the noisy ones, over white.
     """
     told = torch.cat([camera, torch.ones_like(camera)], 1)
     untold = torch.cat([torch.zeros_like(camera), camera.new_tensor([1.0, 0.0]).expand(len(camera), 2)], 1)
@@ -276,6 +277,9 @@ def denoise(
             clean = free + guidance_scale * (clean - free)
         (share, spread), (next_share, next_spread) = path(now), path(times[i + 1].expand(len(x)))
         x = next_share * clean + next_spread * (x - share * clean) / spread
+        if on_preview is not None:
+            rgba = decode_views(clean)[0].float().cpu()
+            on_preview(rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:])
         if on_step is not None:
             on_step(i + 1, steps)
     return x
@@ -386,6 +390,7 @@ class TinyViews(ViewGenerator):
         guidance_scale: float | None = None,
         view_batch_size: int | None = None,
         on_step: OnStep | None = None,
+        on_preview: OnPreview | None = None,
         parity: bool = False,
     ) -> Views:
         """See `ViewGenerator.generate`. The views know of each other, so all six go through the network together."""
@@ -407,7 +412,7 @@ class TinyViews(ViewGenerator):
         noise = None if self.mean else draw_noise(tuple(sketches[:, :, :4].shape), generator, self.device)
 
         def run(dtype: torch.dtype) -> Tensor:
-            return self._views(sketches, clean, camera, noise, steps, guidance, on_step, dtype)
+            return self._views(sketches, clean, camera, noise, steps, guidance, on_step, on_preview, dtype)
 
         views, what = run(self.dtype), f"{self.name}: {steps} steps"
         if self.dtype != torch.float32 and not bool(torch.isfinite(views).all()):
@@ -421,13 +426,13 @@ class TinyViews(ViewGenerator):
 
     def _views(
         self, sketches: Tensor, photo: Tensor, camera: Tensor, noise: Tensor | None, steps: int,
-        guidance: float, on_step: OnStep | None, dtype: torch.dtype,
+        guidance: float, on_step: OnStep | None, on_preview: OnPreview | None, dtype: torch.dtype,
     ) -> Tensor:  # fmt: skip
         config = self.network.config
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             if noise is None:
                 return regress(self.network, config, sketches, photo, camera)
-            return denoise(self.network, config, noise, sketches, photo, camera, steps, guidance, on_step)
+            return denoise(self.network, config, noise, sketches, photo, camera, steps, guidance, on_step, on_preview)
 
 
 def resized_cutout(image: Tensor, size: int) -> Tensor:

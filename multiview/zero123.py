@@ -34,8 +34,10 @@ from .checkpoint import CHECKPOINT_SUFFIXES
 from .color import bytes_from_unit
 from .devices import CPU
 from .errors import SettingsError, WeightsError
+from .fastrun import UNetRun, fast_forward, guide
 from .generator import (
     FiniteSteps,
+    OnPreview,
     OnStep,
     check_settings,
     draw_noise,
@@ -45,6 +47,7 @@ from .generator import (
     on_device,
     over_white,
     set_timesteps,
+    showing_latents,
 )
 from .hub import is_hub_id
 from .ldm import VAE_SCALE, Weights, choose_weights, clip_pixels, ldm_tensors, read_ldm
@@ -204,6 +207,7 @@ class Zero123(NetworkGenerator):
     """
 
     architecture = ARCHITECTURE
+    has_run_options = True
     own_files = OWN_FILES
 
     def __init__(self, network: Zero123Network, name: str, *, weights: str = "unknown", source: str = "") -> None:
@@ -356,6 +360,7 @@ class Zero123(NetworkGenerator):
         guidance_scale: float | None = None,
         view_batch_size: int | None = None,
         on_step: OnStep | None = None,
+        on_preview: OnPreview | None = None,
         parity: bool = False,
         targets: Targets | None = None,
     ) -> Views:
@@ -366,7 +371,7 @@ class Zero123(NetworkGenerator):
         made = self(
             image, elevation_deg=elevation_deg, generator=generator, num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale, view_batch_size=view_batch_size, on_step=on_step, parity=parity,
-            targets=targets,
+            targets=targets, callback_on_step_end=showing_latents(on_preview),
         )  # fmt: skip
         colors, alpha = matte_from_white(made.images.to(CPU))
         return Views(colors, alpha, made.cameras)
@@ -518,11 +523,12 @@ class Zero123(NetworkGenerator):
         times = list(_parity_times(num_inference_steps)) if parity else scheduler.timesteps.tolist()
         x = latents * scheduler.init_noise_sigma
         unet = self.network.unet
+        run = self._run(condition, times, guidance_scale)
         with on_device(self.device, unet, offload=self.offload), FiniteSteps(unet) as steps:
             for i, t in enumerate(times):
                 noise = self._predict(
-                    scheduler.scale_model_input(x, t), t, condition, guidance_scale, view_batch_size, steps,
-                    f"step {i + 1} of {len(times)} (t = {t})",
+                    scheduler.scale_model_input(x, t), (i, t), condition, guidance_scale, view_batch_size, steps,
+                    f"step {i + 1} of {len(times)} (t = {t})", run,
                 )  # fmt: skip
                 extra: dict[str, Any] = {}
                 if with_eta and eta and (parity or i + 1 < len(times)):
@@ -533,21 +539,42 @@ class Zero123(NetworkGenerator):
                     on_step(i + 1, len(times))
         return x
 
+    def _run(self, condition: Condition, times: Sequence[int], scale: float) -> UNetRun | None:
+        """The UNet over these times, None where it has to be run by diffusers."""
+        runner = self.runner()
+        if runner is None:
+            return None
+        functions = None
+        if self.run_options.compile:
+            functions = runner.compiled({"unet": fast_forward(runner.fast)})["unet"]
+        return UNetRun(
+            runner.fast, condition.tokens, times, guided=scale != 1, options=self.run_options, forward=functions
+        )
+
     def _predict(
-        self, x: Tensor, t: int, condition: Condition, scale: float, size: int | None, steps: FiniteSteps, what: str
-    ) -> Tensor:
-        """The guided noise of all views, (V, 4, h, w) float32, ``size`` views per pass."""
-        found = []
+        self, x: Tensor, step: tuple[int, int], condition: Condition, scale: float, size: int | None,
+        steps: FiniteSteps, what: str, run: UNetRun | None,
+    ) -> Tensor:  # fmt: skip
+        """The guided noise of all views, (V, 4, h, w) float32, ``size`` views per pass, in a step (index, t)."""
+        found, (index, t) = [], step
         for piece in self.pieces(len(x), size):
-            call = functools.partial(self.guided_noise, x[piece], t, condition.tokens[piece], condition.latent, scale)
-            found.append(steps.run(call, what))
+            part = None if run is None else (run, index, piece)
+            told = (x[piece], t, condition.tokens[piece], condition.latent, scale, part)
+            found.append(steps.run(functools.partial(self.guided_noise, *told), what))
         return torch.cat(found)
 
-    def guided_noise(self, x: Tensor, t: int, tokens: Tensor, latent: Tensor, scale: float) -> Tensor:
+    def guided_noise(
+        self, x: Tensor, t: int, tokens: Tensor, latent: Tensor, scale: float,
+        part: tuple[UNetRun, int, slice] | None = None,
+    ) -> Tensor:  # fmt: skip
         """Noise with guidance (V, 4, h, w): unconditional + scale * (conditional - unconditional).
 
-        Unconditional means a token of zeros, after the projection, and a condition latent of zeros.
+        Unconditional means a token of zeros, after the projection, and a condition latent of zeros. In a run ``part``
+        says which, the index of the step, and which of its views these are; by itself it is worked out by diffusers.
         """
+        if part is not None:
+            run, step, piece = part
+            return guide(run.predict(step, x, latent, piece), scale)
         if scale == 1:
             return self.noise(x, t, tokens, latent)
         both = torch.cat([torch.zeros_like(latent).expand(len(x), -1, -1, -1), latent.expand(len(x), -1, -1, -1)])

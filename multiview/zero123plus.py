@@ -40,6 +40,7 @@ from .errors import SettingsError, WeightsError
 from .generator import (
     SCHEDULERS,
     FiniteSteps,
+    OnPreview,
     OnStep,
     check_cutout,
     check_settings,
@@ -49,6 +50,8 @@ from .generator import (
     module_dtype,
     on_device,
     pieces,
+    rough_pictures,
+    showing_latents,
 )
 from .networks import NetworkGenerator, Stage, require_files, vae_numbers
 from .views import Views
@@ -199,6 +202,12 @@ def picture_input(picture: Image.Image, rule: PictureRule) -> Tensor:
     return (x - mean) / std
 
 
+def rough_tiles(latents: Tensor) -> Tensor:
+    """What latents (1, 4, 3 s, 2 s) of `Zero123Plus.sample` look like: (6, 3, s, s) in [0, 1], see `rough_pictures`."""
+    drawn = rough_pictures(latents / LATENT_SCALE + LATENT_SHIFT)[0]
+    return cut_sheet(((drawn - 0.5) / IMAGE_SCALE + 0.5).clamp(0, 1))
+
+
 def cut_sheet(sheet: Tensor) -> Tensor:
     """A sheet (3, 3 S, 2 S) → its tiles (6, 3, S, S), row by row."""
     return sheet.unflatten(2, (2, -1)).unflatten(1, (3, -1)).permute(1, 3, 0, 2, 4).flatten(0, 1)
@@ -327,6 +336,7 @@ class Zero123Plus(NetworkGenerator):
         guidance_scale: float | None = None,
         view_batch_size: int | None = None,
         on_step: OnStep | None = None,
+        on_preview: OnPreview | None = None,
         parity: bool = False,
     ) -> Views:
         """See `ViewGenerator.generate`; six views, as `Zero123PlusConfig.cameras` says.
@@ -339,6 +349,7 @@ class Zero123Plus(NetworkGenerator):
         result = self(
             image, elevation_deg=elevation_deg, generator=generator, num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale, view_batch_size=view_batch_size, on_step=on_step, parity=parity,
+            callback_on_step_end=showing_latents(on_preview, rough_tiles),
         )  # fmt: skip
         assert isinstance(result, Views)
         return result

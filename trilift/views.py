@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -216,6 +216,11 @@ class PhotoToViews:
             raise SettingsError(
                 f"scheduler={settings.scheduler}: {self.weights.name} has no choice of schedulers. Leave it out."
             )
+        if (settings.reuse_steps > 1 or settings.compile) and not getattr(self.model, "has_run_options", False):
+            raise SettingsError(
+                f"{self.weights.name} runs its networks in one way only. Leave --reuse-steps and --compile out, or "
+                "take Zero123 or SyncDreamer."
+            )
         if settings.parity and self.family == "tiny-views":
             raise SettingsError(
                 f"parity: {self.weights.name} is this project's own, there is no other program to agree with."
@@ -326,6 +331,7 @@ class PhotoToViews:
         if elevation is None:
             elevation = round(estimate_elevations(image[None])[0], 2)
         wanted = targets if targets is not None else targets_of(settings, elevation)
+        asked: dict[str, Any] = {} if wanted is None else {"targets": wanted}
         counted = [0]
 
         def count(done: int, total: int) -> None:
@@ -333,12 +339,11 @@ class PhotoToViews:
             if on_step is not None:
                 on_step(done, total)
 
-        with _scheduled(self.model, settings.scheduler), _heard() as said:
+        with _scheduled(self.model, settings.scheduler), _running(self.model, settings), _heard() as said:
             views = self.model.generate(
                 image, elevation_deg=elevation, generator=torch.Generator().manual_seed(settings.seed),
                 num_inference_steps=settings.view_steps, guidance_scale=settings.guidance,
-                view_batch_size=settings.view_batch, parity=settings.parity, on_step=count,
-                **({} if wanted is None else {"targets": wanted}),
+                view_batch_size=settings.view_batch, parity=settings.parity, on_step=count, **asked,
             )  # fmt: skip
         repeated = tuple(text for text in said if _REPEATED in text)
         others = tuple(text for text in said if _REPEATED not in text)
@@ -443,6 +448,23 @@ def _scheduled(model: ViewGenerator, name: str | None) -> Iterator[None]:
         yield
     finally:
         vars(model).update(own)
+
+
+@contextmanager
+def _running(model: ViewGenerator, settings: ViewSettings) -> Iterator[None]:
+    """Have a generator run its networks as asked inside the block; where nothing was asked, as it does."""
+    if settings.reuse_steps == 1 and not settings.compile:
+        yield
+        return
+    from multiview.networks import NetworkGenerator
+
+    assert isinstance(model, NetworkGenerator), "checked with the settings"
+    own = model.run_options
+    try:
+        model.use_run_options(replace(own, reuse_steps=settings.reuse_steps, compile=settings.compile))
+        yield
+    finally:
+        model.use_run_options(own)
 
 
 class _Listener(logging.Handler):
