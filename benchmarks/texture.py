@@ -11,6 +11,9 @@ Each object of DATA (meshes, as `trilift eval` reads them) is photographed and l
 - ``symmetric``: whether the true object, colours included, has an upright mirror plane;
 - ``unwrap_seconds``, ``bake_seconds``: processor time, child processes included.
 
+``--symmetry`` measures the hidden side alone, of the first ten objects by name whose true mesh is ``symmetric`` and of
+the first five that are clearly not (no upright plane within `_UNLIKE` of the longest side, whatever the colours).
+
 ``--noise F`` also unwraps a ball of F faces with noise on it and tells the wall time.
 """
 
@@ -20,7 +23,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +51,8 @@ _VIEWS, _SIDE, _SAMPLES = 16, 64, 64
 _PHOTO_SIDE = 512
 _WORN = 0.04  # of the picture's side
 _TRUE_ERROR, _TRUE_DIFFERENCE = 0.006, 0.03  # up to which a true object is symmetric: shape, and colours
+_UNLIKE = 0.03  # mean distance, of the longest side, beyond which no plane makes a true object symmetric
+_SYMMETRIC, _ASYMMETRIC = 10, 5  # objects that --symmetry looks at
 _SURFACE = 30_000  # points on a true object
 _NORMAL_WEIGHT = 0.05  # longest sides that opposite directions count for when the nearest surface is looked for
 
@@ -140,6 +145,28 @@ def is_symmetric(truth: Mesh) -> bool:
     return False
 
 
+def symmetry_rows(
+    pipe: ImageTo3D, objects: Mapping[str, Path], faces: int, resolution: int
+) -> Iterator[dict[str, Any]]:
+    """What mirrors are worth on the hidden side, for the objects that ``--symmetry`` names."""
+    protocol, left = EvalProtocol(), {True: _SYMMETRIC, False: _ASYMMETRIC}
+    for name, path in sorted(objects.items()):
+        true = EvalObject.read(name, path)
+        azimuth, elevation = protocol.viewpoint(name)
+        truth = true_mesh(true.mesh, azimuth)
+        symmetric = is_symmetric(truth)
+        if not left[symmetric] or (not symmetric and mirror_planes(truth, good=_UNLIKE)):
+            continue
+        left[symmetric] -= 1
+        asset = pipe(protocol.look(true.mesh, azimuth, elevation, _PHOTO_SIDE), resolution=resolution, project="off")
+        mesh = recolored(decimated(asset.mesh, faces), asset.field)
+        rgba = asset.cutout.to_tensor(len(asset.cutout.image))
+        found = hidden_db(mesh, Pictures(photo_view(rgba, asset.camera)), truth)
+        yield {"object": name, "symmetric": symmetric, **found}
+        if not any(left.values()):
+            return
+
+
 def measure(asset: Asset, truth: Mesh, faces: int, size: int, *, around: bool) -> dict[str, Any]:
     """All figures of one lift."""
     field, threshold = asset.field, float(asset.record["extraction"]["threshold"])
@@ -182,6 +209,23 @@ def _told(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
     return {"what": name, "objects": len(rows), **means, **span}
 
 
+def _tell_symmetry(pipe: ImageTo3D, objects: Mapping[str, Path], faces: int, resolution: int) -> int:
+    """Print a row for each object of `symmetry_rows`, and how many gain and lose."""
+    rows = []
+    for row in symmetry_rows(pipe, objects, faces, resolution):
+        row["gain_db"] = row["hidden_mirror_db"] - row["hidden_tone_db"]
+        rows.append(row)
+        print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
+    for symmetric in (True, False):
+        gains = np.array([row["gain_db"] for row in rows if row["symmetric"] == symmetric])
+        if len(gains):
+            told = {"mean": gains.mean(), "least": gains.min(), "most": gains.max()}
+            counts = {"gain": int((gains > 0).sum()), "lose_over_0.05": int((gains < -0.05).sum())}
+            about = {"symmetric": symmetric, "objects": len(gains), **counts}
+            print(json.dumps({**about, **{k: round(float(v), 3) for k, v in told.items()}}), flush=True)
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command ``python -m benchmarks texture``."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks texture", description=__doc__)
@@ -194,9 +238,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--resolution", type=int, default=160, help="samples per axis of the mesh (default %(default)s)"
     )
     parser.add_argument("--no-around", action="store_true", help="leave out the 16 views, which take longest")
+    parser.add_argument("--symmetry", action="store_true", help="only what mirrors are worth on the hidden side")
     parser.add_argument("--noise", type=int, metavar="F", help="also unwrap a noisy ball of F faces")
     args = parser.parse_args(arguments)
     pipe, protocol, rows = ImageTo3D.from_pretrained(args.model), EvalProtocol(), []
+    if args.symmetry:
+        return _tell_symmetry(pipe, find_objects(args.data), args.faces, args.resolution)
     for name, path in spread(find_objects(args.data), args.limit).items():
         true = EvalObject.read(name, path)
         azimuth, elevation = protocol.viewpoint(name)

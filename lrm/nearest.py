@@ -14,6 +14,7 @@ Floats = NDArray[np.floating[Any]]
 
 _CANDIDATES = 8  # faces that are looked at for each point; the nearest is among them for meshes of even triangles
 _CHUNK = 1 << 16  # points per pass; changes memory, never results
+_EXACT_CHUNK = 2000  # the same where every face within reach is looked at
 _DENSITY = 4.0  # samples of large faces are at most this many mean edge lengths apart
 
 
@@ -49,6 +50,7 @@ class NearestOnMesh:
         self._corners = mesh.vertices.astype(np.float64)[mesh.faces]
         points, self._face = _samples(self._corners)
         self._tree = cKDTree(points)
+        self._reach = _farthest(self._corners)
 
     def __call__(self, points: Floats) -> Places:
         """The nearest places to ``points`` (N, 3)."""
@@ -73,6 +75,25 @@ class NearestOnMesh:
         upper, lower = (mesh.texture[row, columns[0]] * (1 - fx) + mesh.texture[row, columns[1]] * fx for row in rows)
         blended: Floats = (upper * (1 - fy) + lower * fy) / 255
         return blended
+
+    def distances(self, points: Floats, *, above: float = 0.0) -> Floats:
+        """Distances (N,) of ``points`` (N, 3) from the surface, exact where they come out larger than ``above``.
+
+        What a call gives is at most a triangle too far. Here every face that could be nearer is looked at, too; that
+        takes longer, and who asks for the largest distance alone need not ask it of the others.
+        """
+        found = self(points).distance
+        for at in np.array_split(np.flatnonzero(found > above), max(len(points) // _EXACT_CHUNK, 1)):
+            if not len(at):
+                continue
+            # A nearer place is on a face one of whose samples is within that distance and the face's own reach.
+            near = self._tree.query_ball_point(points[at], found[at] + self._reach)
+            row = np.repeat(np.arange(len(at)), [len(each) for each in near])
+            corners = self._corners[self._face[np.concatenate([np.asarray(each, np.int64) for each in near])]]
+            weights = nearest_weights(corners, points[at][row])
+            away = np.linalg.norm(np.einsum("nc,ncd->nd", weights, corners) - points[at][row], axis=1)
+            np.minimum.at(found, at[row], away)
+        return found
 
     def _look(self, points: Floats) -> Places:
         count = min(_CANDIDATES, len(self._face))
@@ -120,11 +141,24 @@ def nearest_weights(corners: Floats, points: Floats) -> Floats:
     return weights
 
 
-def _samples(corners: Floats) -> tuple[Floats, NDArray[np.int64]]:
-    """Points (M, 3) on faces (F, 3, 3) and their faces (M,): the middle, and a lattice over faces that are large."""
+def _farthest(corners: Floats) -> float:
+    """How far a place on any face (F, 3, 3) may be from the nearest of its samples, at most (see `_samples`)."""
+    sides, cuts = _cuts(corners)
+    from_middle = np.linalg.norm(corners - corners.mean(1, keepdims=True), axis=-1).max(1)
+    # A small triangle of a lattice is no longer than a cut of the longest side, and no place in it farther from a tip.
+    return float(np.where(cuts > 1, np.minimum(sides / cuts, from_middle), from_middle).max())
+
+
+def _cuts(corners: Floats) -> tuple[Floats, NDArray[np.int64]]:
+    """(F,) longest sides of faces (F, 3, 3), and into how many parts their samples cut them."""
     sides = np.linalg.norm(corners - np.roll(corners, 1, 1), axis=-1).max(1)
     usual = max(float(np.median(sides)), 1e-12)
-    cuts = np.clip(np.ceil(sides / (_DENSITY * usual)), 1, 64).astype(np.int64)
+    return sides, np.clip(np.ceil(sides / (_DENSITY * usual)), 1, 64).astype(np.int64)
+
+
+def _samples(corners: Floats) -> tuple[Floats, NDArray[np.int64]]:
+    """Points (M, 3) on faces (F, 3, 3) and their faces (M,): the middle, and a lattice over faces that are large."""
+    cuts = _cuts(corners)[1]
     points, faces = [corners.mean(1)], [np.arange(len(corners))]
     for cut in np.unique(cuts[cuts > 1]):
         chosen = np.flatnonzero(cuts == cut)

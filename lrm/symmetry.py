@@ -86,7 +86,7 @@ def mirror_planes(mesh: Mesh, *, seed: int = 0, good: float = _GOOD) -> list[Mir
     for index in lowest[np.argsort(first[lowest])][:_CANDIDATES]:
         angle, offset, lowest_error = _refined(error, float(angles[index]), middle(float(angles[index])), side)
         plane = MirrorPlane((float(np.cos(angle)), float(np.sin(angle)), 0.0), offset, lowest_error)
-        if lowest_error <= good and all(_between(plane, other) >= _APART_DEG for other in found):
+        if lowest_error <= good and all(angle_between(plane, other) >= _APART_DEG for other in found):
             found.append(plane)
     return sorted(found, key=lambda plane: plane.error)
 
@@ -106,6 +106,6 @@ def _refined(error: Any, angle: float, offset: float, side: float) -> tuple[floa
     return angle, offset, best
 
 
-def _between(a: MirrorPlane, b: MirrorPlane) -> float:
+def angle_between(a: MirrorPlane, b: MirrorPlane) -> float:
     """Degrees between two planes, 0 to 90."""
     return float(np.rad2deg(np.arccos(min(abs(float(np.dot(a.normal, b.normal))), 1.0))))

@@ -53,6 +53,7 @@ OWNED = (
     RECORD_FILE,
 )
 _SHEET_SIZE = 512
+_LEAST_TEXTURE = 64  # texels per side of the smallest level of detail
 _VIEW_COLUMNS = 4
 
 
@@ -187,7 +188,7 @@ class Asset:
 
 
 def levels_of_detail(mesh: Mesh, count: int, *, watertight: bool = False) -> list[Mesh]:
-    """``count`` meshes, each with half the triangles of the one before; they carry vertex colours.
+    """``count`` meshes, each with half the triangles of the one before, and half the texture's side if it has one.
 
     Colours are those of the nearest place on ``mesh``, its texture included, so that what was painted on stays.
 
@@ -201,13 +202,16 @@ def levels_of_detail(mesh: Mesh, count: int, *, watertight: bool = False) -> lis
     """
     from lrm.topology import repaired
 
-    from .shape import decimated
+    from .shape import decimated, textured_like
 
     levels: list[Mesh] = []
-    for _ in range(count):
+    for number in range(1, count + 1):
         last = levels[-1] if levels else mesh
         level = decimated(last, max(len(last.faces) // 2, 4), colors_from=mesh)
-        levels.append(repaired(level)[0] if watertight else level)
+        level = repaired(level)[0] if watertight else level
+        if mesh.texture is not None:
+            level = textured_like(level, mesh, max(mesh.texture.shape[0] >> number, _LEAST_TEXTURE))
+        levels.append(level)
     return levels
 
 

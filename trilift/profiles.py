@@ -1,13 +1,16 @@
 """What other programs want of a mesh, as data: ``--for blender|unity|unreal|web|print``.
 
-A profile takes the place of settings that were left at their defaults, adds its formats to those asked for, and says
-what `trilift.exportchecks` holds the written files to. Nothing heavy is imported, as the command line reads this.
+A profile takes the place of settings that nobody chose, adds its formats to those asked for, and says what
+`trilift.exportchecks` holds the written files to. Nothing heavy is imported, as the command line reads this.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+PROFILE_SETTINGS = ("faces", "texture", "watertight", "keep")
+"""Settings of a lift that a profile may stand in for."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, cast
 
 from multiview.errors import SettingsError
 
-from .profiles import PROFILES, Profile
+from .profiles import PROFILE_SETTINGS, PROFILES, Profile
 
 # The same as lrm.meshfile.FORMATS (a test holds them together); repeated so that --help does not load torch.
 FORMATS = ("glb", "obj", "ply", "stl", "usdz", "gltf", "3mf")
@@ -50,6 +50,7 @@ class _Settings:
             SettingsError: an unknown name (the nearest known one is given), or a value out of range.
         """
         known = [f.name for f in dataclasses.fields(cast(Any, self))]
+        named = tuple(changes)
         for name in changes:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1, 0.5)
@@ -57,6 +58,10 @@ class _Settings:
                 raise SettingsError(f"unknown setting {name!r}. {hint}")
         if changes.get("profile", getattr(self, "profile", None)) != getattr(self, "profile", None):
             changes = _without_profile(self, changes)
+        if "given" in known and "given" not in changes:
+            # Whoever names a setting means it, its default too: a profile leaves it alone.
+            said = (name for name in PROFILE_SETTINGS if name in named)
+            changes["given"] = tuple(dict.fromkeys((*getattr(self, "given", ()), *said)))
         if changes.get("views_dir") is not None:
             changes["views_dir"] = str(changes["views_dir"])
         for name, value in changes.items():
@@ -65,8 +70,12 @@ class _Settings:
         return cast(Self, dataclasses.replace(cast(Any, self), **changes))
 
     def as_record(self) -> dict[str, Any]:
-        """All settings as plain JSON values, in the order of the attributes."""
+        """All settings as plain JSON values, in the order of the attributes.
+
+        ``given`` is left out: the values are what came of it, and ``replaced(**record)`` names all of them.
+        """
         values = dataclasses.asdict(cast(Any, self))
+        values.pop("given", None)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -80,6 +89,9 @@ class ViewSettings(_Settings):
             that InstantMesh was trained on, or ``ring:N`` for N views around, at ``elevations`` or else the photo's.
         azimuths: the same one by one: degrees relative to the photo's camera, toward its right.
         elevations: one above the horizon for each azimuth, or one for all; the photo's own when left out.
+        reuse_steps: N runs the networks' deep layers in one of N steps and reuses what they found in the others, 1 to
+            8; faster, other views (``python -m benchmarks views --reuse``). 1 runs all of them always.
+        compile: run the networks through `torch.compile`, where it works; changes rounding alone.
         view_steps: denoising steps, 1 to 1000; None for the model's own number.
         guidance: how strongly the photo is followed, 0 or more; None for the model's own.
         scheduler: of `SCHEDULERS`; None for the model's own.
@@ -97,6 +109,8 @@ class ViewSettings(_Settings):
     cameras: str | None = None
     azimuths: tuple[float, ...] | None = None
     elevations: tuple[float, ...] | None = None
+    reuse_steps: int = 1
+    compile: bool = False
     view_steps: int | None = None
     guidance: float | None = None
     scheduler: Literal["ddim", "dpm++", "unipc"] | None = None
@@ -107,6 +121,10 @@ class ViewSettings(_Settings):
     def __post_init__(self) -> None:
         _check_photo(self)
         _check_generating(self)
+        _whole("reuse_steps", self.reuse_steps, 1, 8)
+        if self.reuse_steps > 1 and self.parity:
+            raise SettingsError(f"reuse_steps={self.reuse_steps} and parity exclude each other. Give one.")
+        _check_switch("compile", self.compile)
         if self.cameras is not None:
             ring_count(self.cameras)
             if self.azimuths is not None:
@@ -191,15 +209,17 @@ class LiftSettings(_Settings):
         height: height of the exported object (up axis) in metres, > 0; see `parse_length`.
         scale: metres for each world unit, > 0; not together with ``height``.
         profile: of `trilift.profiles.PROFILES`; it takes the place of ``faces``, ``texture``, ``keep`` and
-            ``watertight`` where they are at their defaults, and adds its formats.
+            ``watertight`` where they are at their defaults and not ``given``, and adds its formats.
+        given: names of those four that were chosen though they are at their defaults, which a value alone cannot tell;
+            `replaced` and the command line fill it in. Only names that hold a profile off are kept.
         keep: pieces with a smaller share of the largest piece's surface are dropped, 0 (none) to 1 (all but the
             largest); inner shells always are.
         smooth: passes of smoothing that keeps the volume, 0 to 200.
         remesh: ``isotropic``: triangles of even size; ``quads``: in pairs, by Instant Meshes (extra ``quads``).
         watertight: whether to make sure, through manifold3d, that the mesh is closed, manifold and outward.
-        lods: further levels of detail, 0 to 4, each with half the triangles of the one before.
+        lods: further levels of detail, 0 to 4, each with half the triangles (and texels a side) of the one before.
         roughness: of the material, 0 to 1.
-        splats: how many Gaussians the format ``splats`` writes, 100 to 5,000,000.
+        splats: how many Gaussians the format ``splats`` writes at most, 100 to 5,000,000.
         turntable_formats: of `TURNTABLE_FORMATS`; None for gif, and mp4 where the extra ``video`` is installed.
         turntable_frames: pictures of a full turn, 1 to 360.
         turntable_size: pixels per side, 16 to 4096.
@@ -253,8 +273,10 @@ class LiftSettings(_Settings):
     turntable_of: Literal["mesh", "field"] = "mesh"
     turntable_transparent: bool = False
     sheet: bool = False
+    given: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        _check_given(self.given)
         _take_profile(self)
         _whole("resolution", self.resolution, 16, MAX_RESOLUTION)
         if self.threshold not in THRESHOLD_WORDS:
@@ -375,21 +397,35 @@ def _without_profile(settings: Any, changes: dict[str, Any]) -> dict[str, Any]:
     return {**undone, "formats": left or plain["formats"], **changes}
 
 
+def _check_given(given: Any) -> None:
+    if not isinstance(given, tuple) or not set(given) <= set(PROFILE_SETTINGS):
+        raise SettingsError(f"given={given!r}: expected names of {', '.join(PROFILE_SETTINGS)}.")
+
+
 def _take_profile(settings: LiftSettings | SaveSettings) -> None:
-    """Put what a profile wants in the place of defaults, and add its formats."""
+    """Put what a profile wants in the place of defaults that nobody chose, and add its formats."""
     if settings.profile is None:
+        if getattr(settings, "given", ()):
+            object.__setattr__(settings, "given", ())
         return
     _one_of("profile", settings.profile, tuple(PROFILES))
     profile, set_ = PROFILES[settings.profile], object.__setattr__  # the dataclass is frozen for others
     if isinstance(settings.formats, tuple):
         more = tuple(name for name in profile.formats if name not in settings.formats)
         set_(settings, "formats", settings.formats + more)
+    given, kept = getattr(settings, "given", ()), []
     for field in dataclasses.fields(settings):
         wanted = profile.settings().get(field.name)
         if field.name == "faces" and wanted is not None and getattr(settings, "texture", None) == "baked":
             wanted = min(wanted, BAKED_FACES)
-        if wanted is not None and getattr(settings, field.name) == field.default:
+        if wanted in (None, field.default) or getattr(settings, field.name) != field.default:
+            continue
+        if field.name in given:
+            kept.append(field.name)
+        else:
             set_(settings, field.name, wanted)
+    if given:
+        set_(settings, "given", tuple(kept))
 
 
 def _check_saving(settings: LiftSettings | SaveSettings) -> None:

@@ -21,8 +21,10 @@ from lrm.meshfile import FORMATS, file_matrix, read_mesh, write_mesh
 from multiview.errors import MeshError, OutputError, SettingsError
 from multiview.files import write_json_whole
 from tests.unit.test_asset import make_asset
+from trilift.asset import levels_of_detail
+from trilift.cli import _settings, build_parser
 from trilift.exportchecks import check_export, read_back
-from trilift.profiles import PROFILES, Profile
+from trilift.profiles import PROFILE_SETTINGS, PROFILES, Profile
 from trilift.settings import LIFT_FORMATS, LiftSettings, SaveSettings, parse_keep, parse_length
 
 # A closed tetrahedron whose tips tell the axes apart: +x (front) is 0.1, +y 0.2 and +z (up) 0.4 from the corner.
@@ -111,6 +113,50 @@ def test_3mf_opens_in_another_library_and_here(tmp_path: Path) -> None:
     assert (tmp_path / "a.3mf").read_bytes() == (tmp_path / "b.3mf").read_bytes()
 
 
+def marked_cuboid() -> Mesh:
+    """Mid-grey, 0.2 deep (x, front +x), 0.4 wide, 0.8 high; in front a nose of 0.1, high on the photo's right."""
+    box = trimesh.creation.box((0.2, 0.4, 0.8))
+    # The two triangles of the front share a diagonal; the nose stands on the one that holds its foot.
+    front = next(k for k, face in enumerate(box.faces) if (box.vertices[face][:, 0] > 0.09).all()
+                 and box.vertices[face].mean(0) @ (0, 1, 1) > 0)  # fmt: skip
+    a, b, c = box.faces[front]
+    nose = box.vertices[[a, b, c]].mean(0) + np.array([0.1, 0, 0])
+    faces = np.concatenate([np.delete(box.faces, front, 0), [(a, b, 8), (b, c, 8), (c, a, 8)]])
+    return Mesh(np.concatenate([box.vertices, [nose]]), faces, np.full((9, 3), 0.5))
+
+
+# Where up and front (right, up, front of the photo) lie in each format's files, and how many of its units a metre has.
+WORLDS = {name: ("xyz", (1, 1, 1), 1.0) for name in FORMATS} | {"3mf": ("xzy", (1, 1, -1), 1000.0)}
+
+
+@pytest.mark.parametrize("name", READ_BACK)
+def test_a_grey_cuboid_of_unequal_sides_in_every_format(tmp_path: Path, name: str) -> None:
+    mesh, (axes, signs, unit) = marked_cuboid(), WORLDS[name]
+    path = write_mesh(mesh, tmp_path / f"a.{name}", matrix=file_matrix(mesh, height=1.6))[-1]
+    seen = read_back(path)  # trimesh, usd-core
+    corners = seen.corners[..., ["xyz".index(axis) for axis in axes]] * signs / unit
+    assert np.ptp(corners.reshape(-1, 3), axis=0) == pytest.approx([0.8, 1.6, 0.6], rel=1e-5), "width, height, depth"
+    # The nose: the corner furthest to the front. World y is the photo's right, z is up; twice as large in the file.
+    tip = corners.reshape(-1, 3)[corners.reshape(-1, 3)[:, 2].argmax()]
+    nose = mesh.vertices[8]
+    assert tip == pytest.approx([2 * nose[1], 2 * nose[2], 0.3], abs=1e-5) and nose[1] > 0 and nose[2] > 0
+    a, b, c = (corners[:, k] for k in range(3))
+    assert np.einsum("ij,ij->", a, np.cross(b, c)) / 6 == pytest.approx(8 * mesh.volume, rel=1e-4), "faces outward"
+    if name == "stl":
+        assert seen.color is None
+    else:
+        assert seen.color == pytest.approx([0.5, 0.5, 0.5], abs=0.5 / 255 + 0.002), "mid-grey stays mid-grey"
+
+
+def test_3mf_blends_colours_over_its_triangles(tmp_path: Path) -> None:
+    colors = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]], np.float32)
+    write_mesh(Mesh(TIPS, OUTWARD, colors), tmp_path / "a.3mf", matrix=file_matrix(tetrahedron(), height=0.1))
+    model = zipfile.ZipFile(tmp_path / "a.3mf").read("3D/3dmodel.model").decode()
+    assert model.count("<m:color ") == 4 and model.count('p1="') == model.count('p2="') == model.count('p3="') == 4
+    back = read_mesh(tmp_path / "a.3mf")
+    assert back.colors[back.faces] == pytest.approx(colors[OUTWARD], abs=1e-6)
+
+
 @pytest.mark.parametrize("name", ["obj", "gltf"])
 def test_formats_of_several_files_name_each_other(tmp_path: Path, name: str) -> None:
     path = tmp_path / f"my chair.v2.{name}"
@@ -154,6 +200,32 @@ def test_profiles_are_lawful(name: str) -> None:
 def test_a_profile_does_not_overrule_what_was_said() -> None:
     settings = LiftSettings(profile="web", faces=500, formats=("ply",))
     assert settings.faces == 500 and settings.formats == ("ply", "glb")
+    assert LiftSettings(profile="web", given=("texture",)).texture == "vertex", "a default that was chosen"
+    assert LiftSettings().replaced(profile="web", texture="vertex").texture == "vertex"
+    assert LiftSettings(profile="web").replaced(keep=0.01, texture="vertex", seed=1).texture == "vertex"
+    with pytest.raises(SettingsError, match=r"given=.*faces, texture, watertight, keep"):
+        LiftSettings(given=("seed",))
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted", "given"),
+    [
+        ("--for web", {"texture": "baked", "faces": 20_000}, ()),
+        ("--for web --texture vertex", {"texture": "vertex", "faces": 20_000}, ("texture",)),
+        ("--texture baked --for web --faces 700", {"texture": "baked", "faces": 700}, ()),
+        ("--for print --keep 1%", {"keep": 0.01, "watertight": True}, ("keep",)),
+        ("--for print", {"keep": 1.0, "texture": "vertex"}, ()),
+        ("--texture vertex --keep 1%", {"texture": "vertex", "keep": 0.01, "faces": None, "watertight": False}, ()),
+    ],
+)
+def test_what_the_command_line_was_told_wins_over_the_profile(
+    words: str, wanted: dict[str, Any], given: tuple[str, ...]
+) -> None:
+    settings = _settings(build_parser().parse_args(["lift", "a.png", *words.split()]))
+    assert {name: getattr(settings, name) for name in wanted} == wanted and settings.given == given
+    assert LiftSettings().replaced(**settings.as_record()) == settings, "a record says it all"
+    assert settings.replaced(seed=5).replaced(seed=0) == settings
+    assert settings.replaced(profile=None).given == () and set(settings.given) <= set(PROFILE_SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +275,36 @@ def test_levels_of_detail_halve_the_faces(tmp_path: Path) -> None:
     assert np.abs(coarse.colors - (coarse.vertices + 0.5)).max() < 0.03, "colours are where they were"
 
 
+def test_levels_of_a_baked_mesh_have_pictures_of_their_own(tmp_path: Path) -> None:
+    # A picture finer than the triangles: stripes across every one of them, which vertex colours could not tell.
+    from lrm.bake import covered_texels, texture_image
+    from lrm.unwrap import unwrap
+
+    ball = trimesh.creation.icosphere(3)
+    bare = Mesh(ball.vertices, ball.faces, np.full((len(ball.vertices), 3), 0.5))
+
+    def stripes(places: Any) -> Any:
+        return np.repeat(0.5 + 0.4 * np.sin(18 * places[:, 2:]), 3, axis=1)
+
+    unwrapped = unwrap(bare, 256, way="box")
+    texels = covered_texels(unwrapped, 256)
+    places = texels.blend(bare.vertices, bare.faces)
+    mesh = unwrapped.apply(bare, texture_image(texels, stripes(places)))
+    paths = make_asset(mesh=mesh).save(tmp_path / "a", formats=("glb", "obj"), lods=2)
+    assert {"mesh_lod1.obj", "mesh_lod1.mtl", "mesh_lod1_color.png", "mesh_lod2.glb"} <= {path.name for path in paths}
+    for level, size in ((1, 128), (2, 64)):
+        coarse: Any = trimesh.load(tmp_path / "a" / f"mesh_lod{level}.glb", force="mesh", process=False)
+        assert coarse.visual.material.baseColorTexture.size == (size, size)
+        assert 0 < len(coarse.faces) <= 1280 >> level
+    first = levels_of_detail(mesh, 1)[0]
+    assert first.texture is not None and first.uvs is not None
+    middles, uv = first.vertices[first.faces].mean(1), first.uvs[first.faces].mean(1)
+    found = first.texture[((1 - uv[:, 1]) * 128).astype(int), (uv[:, 0] * 128).astype(int)] / 255
+    corners = first.colors[first.faces].mean(1)
+    off, by_corners = (np.abs(each - stripes(middles)).mean() for each in (found, corners))
+    assert off < 0.06 and off < 0.5 * by_corners
+
+
 def test_a_mesh_carries_its_passport(tmp_path: Path) -> None:
     model = {"name": "tiny", "sha256": "ab" * 32, "licence": "Apache-2.0", "commercial": "yes", "file": "x"}
     photo = {"name": "/home/somebody/chair.png", "sha256": "cd" * 32}
@@ -222,7 +324,7 @@ def test_a_mesh_carries_its_passport(tmp_path: Path) -> None:
     assert "somebody" not in json.dumps(told), "nobody's folders leave the house"
 
 
-@pytest.mark.parametrize("name", ["a b", "a.b.c", "стул", "椅子 🪑", "x" * 255])
+@pytest.mark.parametrize("name", ["a b", "a.b.c", "стул", "椅子 🪑", "x" * 255, "é" * 127 + "x"])
 def test_folders_of_any_name(tmp_path: Path, name: str) -> None:
     paths = make_asset(name=name).save(tmp_path / name, formats=("glb", "obj", "gltf", "3mf"))
     assert all(path.is_file() for path in paths)
@@ -253,6 +355,13 @@ def test_splats_sheet_and_turntable_formats(tmp_path: Path) -> None:
 
 def one_triangle() -> Mesh:
     return Mesh(TIPS[1:], np.array([[0, 1, 2]]), np.full((3, 3), 0.5))
+
+
+def test_one_triangle_has_splats_and_levels_of_detail(tmp_path: Path) -> None:
+    baked = replace(one_triangle(), uvs=np.array([[0, 0], [1, 0], [0, 1]]), texture=np.full((64, 64, 3), 128, np.uint8))
+    paths = make_asset(mesh=baked).save(tmp_path / "a", formats=("glb", "splats"), splats=100, lods=1)
+    assert {"mesh.glb", "mesh_lod1.glb", "splats.ply"} <= {path.name for path in paths}
+    assert len(read_mesh(tmp_path / "a" / "mesh_lod1.glb").faces) == 1
 
 
 def test_one_triangle_is_written_and_its_profile_says_what_is_wrong(tmp_path: Path) -> None:

@@ -79,6 +79,26 @@ def test_nearest_on_mesh_finds_large_faces_and_blends_colours() -> None:
     assert NearestOnMesh(box).colors(places) == pytest.approx(places.points / 2 + 0.5, abs=1e-6)
 
 
+def test_distances_are_exact_where_it_is_asked_for() -> None:
+    # Long slivers beside small triangles: the samples of the nearest face are not among those that are nearest.
+    rng = np.random.default_rng(3)
+    corners = rng.uniform(-1, 1, (300, 1, 3)) + rng.normal(0, 0.02, (300, 3, 3)) * (1, 1, 60) ** rng.integers(
+        0, 2, (300, 1, 1)
+    )
+    mesh = Mesh(corners.reshape(-1, 3), np.arange(900).reshape(-1, 3), np.full((900, 3), 0.5))
+    points = rng.uniform(-1, 1, (400, 3))
+    truth = corners.astype(np.float32).astype(np.float64)
+    weights = nearest_weights(truth[None], points[:, None])
+    nearest = np.linalg.norm(np.einsum("nfk,fkc->nfc", weights, truth) - points[:, None], axis=-1).min(1)
+    look = NearestOnMesh(mesh)
+    assert look.distances(points) == pytest.approx(nearest, abs=1e-9)
+    usual = look(points).distance
+    assert (usual >= nearest - 1e-9).all() and (usual > nearest + 1e-3).any(), "else this test would show nothing"
+    some = look.distances(points, above=0.2)
+    assert np.array_equal(some[usual <= 0.2], usual[usual <= 0.2])
+    assert some[usual > 0.2] == pytest.approx(nearest[usual > 0.2], abs=1e-9)
+
+
 @pytest.mark.parametrize("shape", ["ball", "box", "torus"])
 def test_isotropic_is_even_closed_and_on_the_surface(shape: str) -> None:
     made = {

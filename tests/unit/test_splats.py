@@ -13,7 +13,7 @@ from lrm.field import FunctionField
 from lrm.mesh import Mesh, extract_mesh
 from lrm.meshfile import file_matrix
 from lrm.metrics import psnr
-from lrm.splats import SH_C0, Splats, splats_from_field, turned_to, write_splats
+from lrm.splats import SH_C0, Splats, softness, splats_from_field, turned_to, write_splats
 from lrm.volume import render
 from multiview.cameras import orbit
 from multiview.errors import MeshError, SettingsError
@@ -39,24 +39,96 @@ def painted_ball() -> FunctionField:
     return FunctionField(density, color, level=150.0)
 
 
-def test_rendered_splats_look_like_the_field(tmp_path: Path) -> None:
-    field = painted_ball()
+def soft_ball() -> FunctionField:
+    """The same ball as a network would see it: it becomes opaque over a quarter of its radius, with a haze around."""
+
+    def density(p: torch.Tensor) -> torch.Tensor:
+        away = 0.55 - (p - torch.tensor([0.1, 0.0, 0.05])).norm(dim=-1)
+        return 25 * torch.sigmoid(25 * away)
+
+    return FunctionField(density, painted_ball().color, level=6.0)
+
+
+def seen_from(path: Path, matrix: np.ndarray, azimuth_deg: float, size: int) -> torch.Tensor:
+    """(3, size, size) the splats of a file, drawn by the reference rasteriser from 25 degrees above."""
+    centers, covariances, opacities, colors = decoded(read_splats(path))
+    # Back from the file (COLMAP axes, scaled) to the world.
+    back = torch.linalg.inv(torch.tensor(np.diag([1.0, -1.0, -1.0, 1.0]) @ matrix))
+    world, spread = centers @ back[:3, :3].T + back[:3, 3], back[:3, :3] @ covariances @ back[:3, :3].T
+    return render_splats(world, spread, opacities, colors, orbit(azimuth_deg, 25.0, 3.0, 40.0), size)
+
+
+@pytest.mark.parametrize(
+    ("field", "flatness", "least"), [(painted_ball(), 0.1, 27), (soft_ball(), 1.0, 30)], ids=["hard", "soft"]
+)
+def test_rendered_splats_look_like_the_field(
+    tmp_path: Path, field: FunctionField, flatness: float, least: float
+) -> None:
     mesh = extract_mesh(field, mesh_resolution=48)
     matrix = file_matrix(mesh, scale=2.0)
-    write_splats(splats_from_field(field, mesh, 12_000), tmp_path / "splats.ply", matrix)
-    centers, covariances, opacities, colors = decoded(read_splats(tmp_path / "splats.ply"))
-    # Back from the file (COLMAP axes, scaled) to the world.
-    whole = torch.tensor(np.diag([1.0, -1.0, -1.0, 1.0]) @ matrix)
-    back = torch.linalg.inv(whole)
-    world = centers @ back[:3, :3].T + back[:3, 3]
-    spread = back[:3, :3] @ covariances @ back[:3, :3].T
-    camera = orbit(135, 25.0, 3.0, 40.0)
+    splats = splats_from_field(field, mesh, 12_000)
+    assert splats.flatness == flatness and 9_000 < len(splats.centers) <= 12_000
+    write_splats(splats, tmp_path / "splats.ply", matrix)
     # The field is sampled at pixel centres, splats are blurred by half a pixel: small pictures differ at their rims.
-    true = render(field, camera, 144, 144, samples_per_ray=96).images.double()
-    seen = render_splats(world, spread, opacities, colors, camera, 144)
-    assert float(psnr(seen[None], true)[0]) > 27
-    turned = render_splats(world, spread, opacities, colors, orbit(-135, 25.0, 3.0, 40.0), 144)
+    true = render(field, orbit(135, 25.0, 3.0, 40.0), 144, 144, samples_per_ray=96).images.double()
+    assert float(psnr(seen_from(tmp_path / "splats.ply", matrix, 135, 144)[None], true)[0]) > least
+    turned = seen_from(tmp_path / "splats.ply", matrix, -135, 144)
     assert float(psnr(turned[None], true)[0]) < 20, "the picture tells sides apart"
+
+
+def test_discs_would_not_look_like_a_soft_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    field = soft_ball()
+    mesh = extract_mesh(field, mesh_resolution=48)
+    monkeypatch.setattr("lrm.splats._SOFT", 1.0)
+    write_splats(splats_from_field(field, mesh, 12_000), tmp_path / "splats.ply", file_matrix(mesh))
+    true = render(field, orbit(135, 25.0, 3.0, 40.0), 96, 96, samples_per_ray=64).images.double()
+    assert float(psnr(seen_from(tmp_path / "splats.ply", file_matrix(mesh), 135, 96)[None], true)[0]) < 24
+
+
+def test_softness_by_hand() -> None:
+    # Density grows from 0 at the face x = 0.5 of a cube inward as k t: opacity 1 - exp(-k t^2 / 2).
+    box = trimesh.creation.box((1, 1, 1)).subdivide().subdivide().subdivide()
+    mesh = Mesh(box.vertices, box.faces, np.full((len(box.vertices), 3), 0.5))
+
+    def depth(p: torch.Tensor) -> torch.Tensor:
+        return (0.5 - p.abs().amax(-1)).clamp(min=0)
+
+    def grey(p: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(p), 3), 0.5)
+
+    k = 2000.0
+    # Half is reached at t = sqrt(2 ln 2 / k); the two areas between are told by integrating the closed form.
+    t = np.linspace(0, 0.12, 200_001)
+    opacity = 1 - np.exp(-k * t**2 / 2)
+    wanted = np.abs(opacity - (opacity > 0.5)).mean() * 0.12
+    assert softness(FunctionField(lambda p: k * depth(p), grey), mesh) == pytest.approx(wanted, rel=0.1)
+    assert softness(FunctionField(lambda p: 1e6 * depth(p), grey), mesh) < 0.003
+
+
+def test_a_mist_takes_as_much_light_as_the_field(tmp_path: Path) -> None:
+    # A ball of even density 2 and radius 0.5: along its middle exp(-2) of the light is left.
+    field = FunctionField(
+        lambda p: torch.where(p.norm(dim=-1) < 0.5, 2.0, 0.0), lambda p: torch.zeros(len(p), 3), level=1.0
+    )
+    ball = trimesh.creation.icosphere(3, 0.5)
+    mesh = Mesh(ball.vertices, ball.faces, np.full((len(ball.vertices), 3), 0.5))
+    splats = splats_from_field(field, mesh, 6_000)
+    assert splats.flatness == 1.0 and 4_000 < len(splats.centers) <= 6_000
+    write_splats(splats, tmp_path / "splats.ply", file_matrix(mesh, scale=1.0))
+    picture = seen_from(tmp_path / "splats.ply", file_matrix(mesh, scale=1.0), 0, 300)
+    assert float(picture[:, 140:160, 140:160].mean()) == pytest.approx(np.exp(-2.0), abs=0.02)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_colours_and_densities_that_are_no_numbers(bad: float) -> None:
+    def density(p: torch.Tensor) -> torch.Tensor:
+        return torch.where(p[:, 0] > 0, bad, soft_ball().density(p))
+
+    splats = splats_from_field(
+        FunctionField(density, lambda p: torch.full((len(p), 3), bad)), extract_mesh(soft_ball(), mesh_resolution=24),
+        500,
+    )  # fmt: skip
+    assert np.isfinite(splats.centers).all() and np.isfinite(splats.colors).all() and len(splats.centers) <= 500
 
 
 def test_file_has_the_names_axes_and_scales_of_the_layout(tmp_path: Path) -> None:

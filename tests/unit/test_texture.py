@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from lrm.field import FunctionField
 from lrm.mesh import Mesh
+from lrm.symmetry import MirrorPlane
 from multiview.cameras import orbit
 from multiview.errors import SettingsError
 from multiview.views import Views
@@ -40,8 +42,6 @@ def ball(level: int = 4, stretch: tuple[float, float, float] = (1.0, 1.0, 1.0)) 
 
 def picture(mesh: Mesh, azimuth_deg: float, paint: Any, size: int = 128) -> Views:
     """The mesh from there, its colours ``paint`` of its places (N, 3)."""
-    from dataclasses import replace
-
     from lrm.raster import render_mesh
 
     camera = orbit(azimuth_deg, 0.0, 3.0, 30.0)
@@ -105,7 +105,7 @@ def test_what_is_alike_on_both_sides_is_mirrored() -> None:
     # An egg that lies along y; seen from 45 degrees, its far half is alike: red above, blue below.
     mesh = ball(4, (0.7, 1.3, 1.0))
     truth = by_side(2)(mesh.vertices)
-    mesh = Mesh(mesh.vertices, mesh.faces, 0.5 + 0.6 * (truth - 0.5))  # the network's guess is pale
+    mesh = Mesh(mesh.vertices, mesh.faces, 0.5 + 0.9 * (truth - 0.5))  # the network's guess is a little pale
     photo = Pictures(picture(mesh, 40.0, by_side(2)))
     painter = SurfacePainter(mesh, photo)
     assert painter.mirrors and all(0 < m.trust <= 1 and m.twice >= 0.05 for m in painter.mirrors)
@@ -117,6 +117,44 @@ def test_what_is_alike_on_both_sides_is_mirrored() -> None:
     assert supported.mean() > 0.05
     error, before = (np.abs(each - truth)[supported].mean() for each in (color, bare))
     assert error < 0.5 * before
+
+
+@pytest.mark.parametrize("guess", [0.9, 0.4], ids=["near", "far"])
+def test_a_mirror_must_not_be_far_from_what_the_field_guesses(guess: float) -> None:
+    # As above; but when the network says clearly that behind is another colour, left and right being alike is no proof.
+    mesh = ball(4, (0.7, 1.3, 1.0))
+    truth = by_side(2)(mesh.vertices)
+    behind = mesh.vertices @ (np.cos(np.deg2rad(40)), np.sin(np.deg2rad(40)), 0) < 0.05
+    colors = np.where(behind[:, None], 0.5 + guess * (truth - 0.5), truth)
+    painter = SurfacePainter(Mesh(mesh.vertices, mesh.faces, colors), Pictures(picture(mesh, 40.0, by_side(2))))
+    assert bool(painter.mirrors) == (guess == 0.9)
+
+
+@pytest.mark.parametrize(
+    ("planes", "off_guess", "trusted"),
+    [
+        (["back"], 0.009, ["back"]),
+        (["back"], 0.02, []),
+        (["back", "side"], 0.02, ["back"]),
+        (["back", "side"], 0.04, []),
+    ],
+    ids=["as-guessed", "cut-open", "vouched-for", "too-far"],
+)
+def test_who_vouches_for_a_mirror_between_front_and_back(
+    monkeypatch: pytest.MonkeyPatch, planes: list[str], off_guess: float, trusted: list[str]
+) -> None:
+    # Seen from the front, a ball: what is behind is shown by the plane across x alone, and nothing of both its sides is
+    # seen; the plane across y shows hardly anything new, and the photo finds its sides alike.
+    known = {"back": MirrorPlane((1.0, 0.0, 0.0), 0.0, 0.0), "side": MirrorPlane((0.0, 1.0, 0.0), 0.0, 0.0)}
+    painter = SurfacePainter(ball(), Pictures(picture(ball(), 0.0, plain((0.5, 0.5, 0.5)))), mirror=False)
+    looked = {name: painter._looked_at(plane) for name, plane in known.items()}
+    assert looked["back"].difference is None and looked["back"].fills > 0.2 and looked["back"].off_guess < 0.005
+    assert looked["side"].difference == pytest.approx(0, abs=0.002) and looked["side"].twice > 0.2
+    looked["side"] = replace(looked["side"], fills=0.0)  # 0.017 of the surface, for a pixel's rim
+    monkeypatch.setattr("trilift.texture.mirror_planes", lambda mesh, good: [known[name] for name in planes])
+    told = {known[name]: replace(each, off_guess=off_guess) for name, each in looked.items()}
+    monkeypatch.setattr(painter, "_looked_at", told.__getitem__)
+    assert [each.plane for each in painter._judged()] == [known[name] for name in trusted]
 
 
 def test_sides_that_differ_are_not_mirrored() -> None:
@@ -147,8 +185,19 @@ def test_photographs_of_other_sides_count_as_seen() -> None:
     mesh = ball()
     both = Pictures(picture(mesh, 0.0, plain((1.0, 0.0, 0.0))), photos=picture(mesh, 180.0, plain((0.0, 0.0, 1.0))))
     color, confidence = colored(SurfacePainter(mesh, both), mesh)
-    back = mesh.vertices[:, 0] < -0.4
+    front, back = mesh.vertices[:, 0] > 0.35, mesh.vertices[:, 0] < -0.35
+    assert np.allclose(color[front], (1, 0, 0), atol=0.01) and confidence[front].min() > 0.9
     assert np.allclose(color[back], (0, 0, 1), atol=0.01) and confidence[back].min() > 0.9
+
+
+def test_what_is_seen_at_a_slant_is_blended_with_what_was_there() -> None:
+    # From 3 away the ball is seen as far as x = 0.083; at x = 0.2 to 0.3 it is turned by 53 to 66 degrees, and more.
+    mesh = ball()
+    painter = SurfacePainter(mesh, Pictures(picture(mesh, 0.0, plain((1.0, 0.0, 0.0)))), mirror=False)
+    color = painter(mesh.vertices, mesh.normals, mesh.colors, 0 * painter.tone).color  # the tone would hide the blend
+    away, slanted = mesh.vertices[:, 0] < 0.05, (mesh.vertices[:, 0] > 0.2) & (mesh.vertices[:, 0] < 0.3)
+    assert color[away] == pytest.approx(np.full((int(away.sum()), 3), 0.5), abs=1e-6)
+    assert ((color[slanted, 0] > 0.5) & (color[slanted, 0] < 1)).all()
 
 
 def test_nothing_to_look_at_leaves_the_field() -> None:
