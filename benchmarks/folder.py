@@ -6,23 +6,28 @@ Parts, each asked for by name (default: kills and memory, which need no network)
   moments) and started again. In the end every photo has one row, every good one a whole asset, and what was lifted
   twice is at most what was in hand at the kills.
 - ``memory``: the same without kills, in one process; resident memory when 200 and when all photos are finished.
-- ``overlap``: real lifts by the embedded model: seconds of a folder run in one process against those of network and
-  meshing alone, which are measured in the same process before and after it.
-- ``workers``: real lifts by one and by two worker processes with one thread each.
+- ``overlap``: real lifts by the embedded model: seconds of a folder run in one process against those of the same
+  photos in a bare loop that writes no files, before and after it in the same process; of the bare loop both network and
+  meshing alone, and whole lifts. Processor seconds tell more than the clock's where others use the machine, too.
+- ``workers``: real lifts by one and by two worker processes with one thread each. What a worker uses is with its start,
+  so that short runs show more a photo.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from trilift.journal import Journal
 from trilift.recipe import PipeRecipe
@@ -33,6 +38,7 @@ from .pictures import EXAMPLES
 from .standin import begun, file_record, make_photos, start, wait_for_calls
 
 PARTS = ("kills", "memory", "overlap", "workers")
+_CORE = ("network", "mesh", "simplify")
 
 
 def kills(folder: Path, photos: int, count: int, seed: int) -> dict[str, Any]:
@@ -92,48 +98,94 @@ def _real_photos(folder: Path, count: int) -> Path:
     return folder
 
 
-def _alone(pipe: Any, photos: list[Path], settings: LiftSettings) -> Iterator[float]:
-    """Seconds of network and meshing of each photo, one after the other."""
-    for photo in photos:
-        seconds = pipe(photo, settings).record["seconds"]
-        yield sum(value for name, value in seconds.items() if name in ("network", "mesh", "simplify"))
+@dataclass
+class _Bare:
+    """What lifts cost in a plain loop that writes no files: seconds of the clock and of the processors, by stage."""
+
+    wall: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    cpu: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    photos: int = 0
+
+    def lift(self, pipe: Any, photo: Path, settings: LiftSettings) -> None:
+        """Lift one photo and forget it."""
+        stage, wall, cpu = "other", time.perf_counter(), time.process_time()
+
+        def on_stage(name: str) -> None:
+            nonlocal stage, wall, cpu
+            now, used = time.perf_counter(), time.process_time()
+            self.wall[stage] += now - wall
+            self.cpu[stage] += used - cpu
+            stage, wall, cpu = name, now, used
+
+        pipe(photo, settings, on_stage=on_stage)
+        on_stage("other")
+        self.photos += 1
+
+    def told(self, count: int) -> dict[str, Any]:
+        """Seconds for ``count`` photos."""
+        share = count / self.photos
+        named = {name: round(value * share, 2) for name, value in sorted(self.cpu.items())}
+        return {
+            "network_and_meshing_s": round(share * sum(self.wall[name] for name in _CORE), 2),
+            "network_and_meshing_cpu_s": round(share * sum(self.cpu[name] for name in _CORE), 2),
+            "bare_lifts_s": round(share * sum(self.wall.values()), 2),
+            "bare_lifts_cpu_s": round(share * sum(self.cpu.values()), 2),
+            "bare_cpu_s_by_stage": named,
+        }
 
 
 def overlap(folder: Path, count: int, settings: LiftSettings) -> dict[str, Any]:
-    """A folder run in one process against network and meshing alone, half of them before and half after it."""
+    """A folder run in one process against a bare loop over the same photos in the same process, with its threads.
+
+    The bare loop takes half of the photos, a quarter of them before the run and a quarter after it, so that a machine
+    that becomes slower or faster meanwhile tells in both; its seconds are doubled.
+    """
     photos = sorted(_real_photos(folder / "in", count).iterdir())
-    pipe = PipeRecipe()()
+    pipe, bare = PipeRecipe()(), _Bare()
     pipe(photos[0], settings)  # warms up
-    cpu = [time.process_time()]
-    alone = sum(_alone(pipe, photos[: count // 2], settings))
-    cpu.append(time.process_time())
-    began = time.perf_counter()
+    quarter = max(count // 4, 1)
+    for photo in photos[:quarter]:
+        bare.lift(pipe, photo, settings)
+    began, used = time.perf_counter(), time.process_time()
     done = sum(r.status == "done" for r in lift_folder(pipe, folder / "in", folder / "out", settings))
-    wall = time.perf_counter() - began
-    cpu.append(time.process_time())
-    alone += sum(_alone(pipe, photos[count // 2 :], settings))
-    cpu.append(time.process_time())
+    wall, cpu = time.perf_counter() - began, time.process_time() - used
+    for photo in photos[-quarter:]:
+        bare.lift(pipe, photo, settings)
+    told = bare.told(count)
     return {
-        "photos": count, "done": done, "network_and_meshing_s": round(alone, 2), "folder_run_s": round(wall, 2),
-        "ratio": round(wall / alone, 3), "whole_lifts_alone_cpu_s": round(cpu[1] - cpu[0] + cpu[3] - cpu[2], 2),
-        "folder_run_cpu_s": round(cpu[2] - cpu[1], 2),
+        "photos": count, "done": done, "threads": torch.get_num_threads(), **told,
+        "folder_run_s": round(wall, 2), "folder_run_cpu_s": round(cpu, 2),
+        "over_network_and_meshing": _ratio(wall, told["network_and_meshing_s"]),
+        "over_bare_lifts": _ratio(wall, told["bare_lifts_s"]),
+        "cpu_over_bare_lifts": _ratio(cpu, told["bare_lifts_cpu_s"]),
     }  # fmt: skip
 
 
+def _ratio(value: float, base: float) -> float:
+    return round(value / max(base, 1e-9), 3)
+
+
 def workers(folder: Path, count: int, settings: LiftSettings) -> dict[str, Any]:
-    """Photos a second of one and of two worker processes, from the first result to the last."""
-    rates = {}
+    """Photos a second of one and of two worker processes with one thread each, from the first result to the last.
+
+    One lifts a quarter of the photos and two lift half of them, which takes about as long.
+    """
+    rates, cpu = {}, {}
     for number in (1, 2):
         shutil.rmtree(folder / "in", ignore_errors=True)
-        _real_photos(folder / "in", count)
+        share = max(number * count // 4, number + 2)
+        _real_photos(folder / "in", share)
         options, times = RunOptions(workers=number, threads=1), []
+        before = os.times().children_user + os.times().children_system
         for _ in lift_folder(PipeRecipe(), folder / "in", folder / f"out{number}", settings, options):
             times.append(time.perf_counter())
         # The first results tell that every worker has loaded its model.
-        rates[number] = (count - number - 1) / (times[-1] - times[number])
+        rates[number] = (share - number) / (times[-1] - times[number - 1])
+        cpu[number] = (os.times().children_user + os.times().children_system - before) / share
     return {
         "photos": count, "photos_per_s_by_one": round(rates[1], 3), "photos_per_s_by_two": round(rates[2], 3),
         "ratio": round(rates[2] / rates[1], 3),
+        "cpu_s_a_photo_by_one": round(cpu[1], 2), "cpu_s_a_photo_by_two": round(cpu[2], 2),
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import argparse
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from .bench import Bench
 from .guard import LOOPBACK, Guard
 from .intake import MAX_UPLOAD_BYTES
 from .sessions import Sessions
-from .words import CSS
+from .words import CSS, SCRIPT
 
 if TYPE_CHECKING:
     import gradio
@@ -36,15 +37,30 @@ MAX_WAITING = 16
 EXAMPLES = ("chair.png", "mushroom-grey.png", "teapot.png", "car.png", "house.png")
 # Uploads that no session takes care of are looked at every hour and removed when they are four hours old.
 _CACHE_SECONDS = (3600, 4 * 3600)
+_SHARED = (
+    "--share: whoever has the public link can use this page, and this machine's time, from anywhere; photos and "
+    "results pass through gradio's servers. --auth NAME:PASSWORD keeps others out."
+)
+_SHARED_WITH_AUTH = (
+    "--share: whoever has the public link, the name and the password can use this page, and this machine's time, from "
+    "anywhere; photos and results pass through gradio's servers."
+)
+_NO_LINK = (
+    "--share: there is no public link (gradio says why above: it needs its servers and fetches a program for the "
+    "tunnel). The page runs for this machine alone, at {url}"
+)
 _STORE_VARIABLE = "GRADIO_TEMP_DIR"
 
 
-def build_app(bench: Bench | Callable[[], ImageTo3D], store: Path | None = None) -> gradio.Blocks:
+def build_app(
+    bench: Bench | Callable[[], ImageTo3D], store: Path | None = None, *, served: bool = False
+) -> gradio.Blocks:
     """Lay out the page.
 
     Args:
         bench: the models; or what gives one pipeline when called, under the name ``tiny``.
         store: folder of uploads and results; gradio's own when left out (its environment variable, or a temporary one).
+        served: whether visitors come from other machines, so that the page does not say that nothing leaves theirs.
 
     Returns:
         The page, not yet listening; ``launch`` it with `launch_options`. Its sessions are in its attribute
@@ -65,7 +81,7 @@ def build_app(bench: Bench | Callable[[], ImageTo3D], store: Path | None = None)
     sessions = Sessions(store / "sessions", shared=examples)
     blocks = gr.Blocks(title="trilift", analytics_enabled=False, fill_width=True, delete_cache=_CACHE_SECONDS)
     with blocks:
-        page = Page(bench, sessions, store, examples)
+        page = Page(bench, sessions, store, examples, served)
         page.lay_out()
         blocks.unload(page.leave)
     blocks.queue(max_size=MAX_WAITING, api_open=False)
@@ -100,7 +116,7 @@ def launch_options(
 
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     store = None if blocks is None else blocks.sessions.root.parent
-    guard = Middleware(Guard, local=host in LOOPBACK and not share, store=store)
+    guard = Middleware(Guard, local=lambda: host in LOOPBACK and not _has_link(blocks, share), store=store)
     return {
         "server_name": host,
         "server_port": port or _free_port(host),
@@ -115,8 +131,14 @@ def launch_options(
         "mcp_server": False,
         "theme": gr.themes.Base(**fonts),
         "css": CSS,
+        "js": SCRIPT,
         "app_kwargs": {"middleware": [guard], "routes": [Route("/health", _health(blocks))]},
     }
+
+
+def _has_link(blocks: gradio.Blocks | None, share: bool) -> bool:
+    """Whether visitors may come by another name; a link that was asked for may not have come to be."""
+    return share and (blocks is None or blocks.share_url is not None)
 
 
 def _health(blocks: gradio.Blocks | None) -> Callable[[Any], Any]:
@@ -168,11 +190,17 @@ def private_store() -> Iterator[Path]:
         shutil.rmtree(store, ignore_errors=True)
 
 
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="trilift demo", description="A small page in the browser.")
     parser.add_argument("--host", default="127.0.0.1", help="listen here (default %(default)s: this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="port, 0 for any free one (default %(default)s)")
-    parser.add_argument("--share", action="store_true", help="also make a public link through gradio's servers")
+    parser.add_argument(
+        "--share", action="store_true", help="also make a public link through gradio's servers; say --auth, too"
+    )
     parser.add_argument("--auth", metavar="NAME:PASSWORD", help="ask visitors for these")
     parser.add_argument("--model", default="tiny", help="a name of trilift models, or a folder (default %(default)s)")
     parser.add_argument(
@@ -187,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises:
         TriliftError: the weights cannot be loaded, a wrong ``--auth`` or ``--models-dir``, or the address cannot be
-            listened on.
+            listened on. A public link that cannot be made is told on stderr, and the page runs without.
     """
     args = _arguments(argv)
     auth = None if args.auth is None else parse_auth(args.auth)
@@ -196,9 +224,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench = Bench(args.model, args.models_dir, args.device)
     bench.pipe(args.model, None)  # before the page is up, so that missing weights are said here and not to a visitor
     with private_store() as store:
-        blocks = build_app(bench, store)
+        blocks = build_app(bench, store, served=args.share or args.host not in LOOPBACK)
+        if args.share:
+            _say(_SHARED if auth is None else _SHARED_WITH_AUTH)
         try:
-            blocks.launch(**launch_options(args.host, args.port, args.share, auth, blocks))
+            options = launch_options(args.host, args.port, args.share, auth, blocks)
+            blocks.launch(**options, prevent_thread_lock=args.share)
+            if args.share:
+                if blocks.share_url is None:
+                    _say(_NO_LINK.format(url=blocks.local_url))
+                blocks.block_thread()
         except OSError as error:
             raise TriliftError(f"{args.host}:{args.port} cannot be listened on ({error}). Try --port 0.") from error
         finally:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trilift import Asset, GeneratedViews, ImageTo3D, LiftResult, LiftSettings, PhotoToViews, ViewSettings, models
 from trilift.generators import is_generator
@@ -18,6 +21,10 @@ from .jobs import Job, stoppable
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 MAX_LOADED = 2
 _MAX_RUNS = 200
+_PREVIEW_SECONDS = 0.5
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PipeLoader = Callable[..., ImageTo3D]
 
@@ -105,7 +112,7 @@ class Bench:
             return self._generators[source]
 
     def lift(self, job: Job, model: str, views: str | None, photo: Path, settings: LiftSettings) -> Asset:
-        """Lift a photo; generated views are shown as soon as they are there.
+        """Lift a photo; generated views are shown while they come.
 
         Raises:
             TriliftError: of the stage that failed. Stopped: the job was stopped.
@@ -115,7 +122,7 @@ class Bench:
 
     def views(self, job: Job, name: str, photo: Path, settings: ViewSettings) -> GeneratedViews:
         """Make views of a photo; raises what `lift` does."""
-        return self.generator(name)(photo, settings, on_stage=job.on_stage, on_step=job.on_step)
+        return showing(self.generator(name), job)(photo, settings, on_stage=job.on_stage, on_step=job.on_step)
 
     def folder(
         self, job: Job, model: str, views: str | None, photos: Sequence[Path], out: Path, settings: LiftSettings
@@ -135,7 +142,7 @@ class Bench:
 
 
 class _Showing(PhotoToViews):
-    """A view generator that shows its views to a job when they are there."""
+    """A view generator that shows its views to a job: roughly while they come, and as they are when they are there."""
 
     job: Job
 
@@ -144,6 +151,30 @@ class _Showing(PhotoToViews):
         made = super().generate(*args, **options)
         self.job.show(made.views)
         return made
+
+
+def showing(generator: PhotoToViews, job: Job) -> PhotoToViews:
+    """The same generator for one job alone; whoever else uses it meanwhile shows nothing to this one."""
+    mine = copy.copy(generator)
+    mine.__class__ = _Showing
+    vars(mine)["job"] = job
+    run = type(generator.model).generate
+    if "on_preview" in inspect.signature(run).parameters:
+        mine.model = copy.copy(generator.model)
+        vars(mine.model)["generate"] = functools.partial(run, mine.model, on_preview=_Previews(job))
+    return mine
+
+
+class _Previews:
+    """Shows what the views look like so far, not oftener than anybody can see."""
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._next = job, 0.0
+
+    def __call__(self, pictures: Tensor) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _PREVIEW_SECONDS
+            self._job.show(pictures)
 
 
 class _Watched(ImageTo3D):
@@ -170,8 +201,5 @@ def watched(pipe: ImageTo3D, job: Job) -> ImageTo3D:
     mine.__class__ = _Watched
     vars(mine)["job"] = job
     if pipe.generator is not None:
-        generator = copy.copy(pipe.generator)
-        generator.__class__ = _Showing
-        vars(generator)["job"] = job
-        mine.generator = generator
+        mine.generator = showing(pipe.generator, job)
     return mine

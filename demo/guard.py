@@ -44,12 +44,13 @@ class Guard:
     Args:
         app: what it stands in front of.
         local: whether only this machine may be addressed, so that no page of another site can be pointed here by its
-            name server.
+            name server; or what says so when a request comes.
         store: folder of uploads and results; new uploads are refused while it holds more than `MAX_STORE_BYTES`.
     """
 
-    def __init__(self, app: App, local: bool = True, store: Path | None = None) -> None:
-        self._app, self._local, self._store = app, local, store
+    def __init__(self, app: App, local: bool | Callable[[], bool] = True, store: Path | None = None) -> None:
+        self._app, self._store = app, store
+        self._is_local = local if callable(local) else lambda: local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -66,7 +67,7 @@ class Guard:
         """Status and sentence for requests that are not passed on."""
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "").rsplit(":", 1)[0] if not headers.get("host", "").endswith("]") else "[::1]"
-        if self._local and host not in LOOPBACK:
+        if host not in LOOPBACK and self._is_local():
             return 421, "This page is for the machine that it runs on. Start it with --host to let others in."
         if _PROXIES.search(scope["path"]):
             return 403, "This server fetches nothing from elsewhere."

@@ -66,10 +66,14 @@ class Page:
         sessions: the visitors.
         store: gradio's folder of uploads, below which the sessions' folders lie, too.
         examples: pictures to begin with.
+        served: whether visitors come from other machines.
     """
 
-    def __init__(self, bench: Bench, sessions: Sessions, store: Path, examples: list[Path]) -> None:
+    def __init__(
+        self, bench: Bench, sessions: Sessions, store: Path, examples: list[Path], served: bool = False
+    ) -> None:
         load_gradio()
+        self.served = served
         self.bench, self.sessions, self.store, self.examples = bench, sessions, store, examples
         self.lifting = Lifting(bench, Pace())
         self.settings: dict[str, Any] = {}
@@ -81,7 +85,8 @@ class Page:
     def lay_out(self) -> None:
         """Make all parts; to be called inside a ``gr.Blocks``."""
         with gr.Column(elem_id="tl-head"):
-            gr.Markdown("# trilift\n\nOne photo in, one upright, coloured 3D object out. Nothing leaves this machine.")
+            promise = "" if self.served else " Nothing leaves this machine."
+            gr.Markdown(f"# trilift\n\nOne photo in, one upright, coloured 3D object out.{promise}")
         with gr.Row(elem_id="tl-columns"):
             with gr.Column(scale=5, min_width=320):
                 self._photo_column()
@@ -105,6 +110,7 @@ class Page:
         with gr.Row():
             self.button = gr.Button("Lift to 3D", variant="primary", elem_id="tl-lift", scale=3)
             self.cancel = gr.Button("Cancel", variant="stop", elem_id="tl-cancel", scale=1, interactive=False)
+        self.status = gr.HTML(words.said_html("Choose a photo, then press Lift to 3D."), elem_id="tl-state")
         with gr.Accordion("Cut-out: what the model will see", open=True, visible=False) as self.cut_part:
             self.cutout = gr.Image(
                 label="Cut-out", format="png", image_mode="RGBA", interactive=False, height=220, buttons=["download"],
@@ -187,25 +193,21 @@ class Page:
                     self._own(self.sides[side])
 
     def _object_column(self) -> None:
-        self.status = gr.HTML(words.said_html("Choose a photo, then press Lift to 3D."), elem_id="tl-state")
         self.viewer = gr.Model3D(
             label="Object (drag to turn it)", height=460, camera_position=CAMERA,
             clear_color=(0.93, 0.94, 0.96, 1.0), interactive=False, elem_id="tl-viewer",
         )  # fmt: skip
+        self.turn = gr.Button("Show it turning", visible=False, elem_id="tl-turn")
+        self.turntable = gr.Image(
+            label="Turntable", interactive=False, height=260, visible=False, buttons=["download"],
+            elem_id="tl-turntable",
+        )  # fmt: skip
+        self.gallery = gr.Gallery(
+            label="Generated views", columns=3, height="auto", visible=False, interactive=False, elem_id="tl-views"
+        )
         self.scores = gr.HTML(elem_id="tl-scores")
         self.files = gr.File(
             label="Downloads", file_count="multiple", interactive=False, visible=False, elem_id="tl-files"
-        )
-        self.turntable = gr.Image(
-            label="Turntable",
-            interactive=False,
-            height=260,
-            visible=False,
-            buttons=["download"],
-            elem_id="tl-turntable",
-        )
-        self.gallery = gr.Gallery(
-            label="Generated views", columns=3, height=260, visible=False, interactive=False, elem_id="tl-views"
         )
         self.command = gr.Textbox(
             label="The same lift on the command line", lines=1, max_lines=4, interactive=False, buttons=["copy"],
@@ -247,11 +249,15 @@ class Page:
         wanted = {self.photo, *self.sides.values(), *self.settings.values()}
         made = [
             self.status, self.viewer, self.scores, self.files, self.turntable, self.gallery, self.command, self.history,
-            self.button, self.cancel, self.cutout,
+            self.button, self.cancel, self.cutout, self.turn,
         ]  # fmt: skip
         lifted = self.button.click(self.lift_photo, wanted, made, show_progress_on=[self.status], **working)
         # The last values of a generator come twice, and a viewer that gets its model twice at once draws none.
         lifted.then(self.newest, None, self.viewer, queue=False, **quiet)
+        self.turn.click(
+            self.show_turning, None, [self.status, self.turntable, self.files, self.turn, self.cancel],
+            show_progress_on=[self.status], **working,
+        )  # fmt: skip
         self.cancel.click(self.stop, None, None, queue=False, **quiet)
         self.history.select(self.look_back, None, made, **looking)
         self.folder_button.click(
@@ -308,6 +314,7 @@ class Page:
         yield {
             self.button: gr.update(interactive=False), self.cancel: gr.update(interactive=True),
             self.gallery: gr.update(value=None, visible=False), self.status: words.said_html("Getting ready ..."),
+            self.turn: gr.update(visible=False), self.turntable: gr.update(value=None, visible=False),
         }  # fmt: skip
         idle = {self.button: gr.update(interactive=True), self.cancel: gr.update(interactive=False)}
         with self._saying() as said:
@@ -338,6 +345,7 @@ class Page:
             self.scores: result.scores,
             self.files: gr.update(value=[str(path) for path in result.files], visible=True),
             self.turntable: gr.update(value=turn, visible=turn is not None),
+            self.turn: gr.update(visible=turn is None),
             self.gallery: gr.update(value=views, visible=bool(views)),
             self.command: gr.update(value=result.command, visible=True),
             self.cutout: str(result.picture),
@@ -354,7 +362,22 @@ class Page:
         index = chosen.index if isinstance(chosen.index, int) else -1
         if session is None or not 0 <= index < len(session.results):
             return {self.status: words.said_html("This result is not kept any more.", "bad")}
-        return self._shown(session.results[index])
+        session.shown = session.results[index]
+        return self._shown(session.shown)
+
+    def show_turning(self, request: gr.Request) -> Iterator[dict[Any, Any]]:
+        """Draw the turntable of the object that is shown, and show it in its place."""
+        idle = {self.turn: gr.update(interactive=True), self.cancel: gr.update(interactive=False)}
+        yield {self.turn: gr.update(interactive=False), self.cancel: gr.update(interactive=True)}
+        with self._saying() as said:
+            for now in self.lifting.turn(self.sessions.of(request.session_hash)):
+                if isinstance(now, Done):
+                    shown = self._shown(now.value)
+                    kept = {part: shown[part] for part in (self.status, self.turntable, self.files)}
+                    yield {**kept, **idle, self.turn: gr.update(visible=False, interactive=True)}
+                    return
+                yield {self.status: words.progress_html(now)}
+        yield {self.status: words.said_html(said.text, said.kind), **idle}
 
     def newest(self, request: gr.Request) -> Any:
         """The object that has just been lifted, once."""

@@ -59,12 +59,14 @@ class Session:
         results: finished lifts, the newest last.
         job: what runs for this visitor now.
         seen: time.monotonic() of the last request.
+        shown: the result that the visitor looks at.
     """
 
     folder: Path
     results: list[Result] = field(default_factory=list)
     job: Job | None = None
     seen: float = field(default_factory=time.monotonic)
+    shown: Result | None = None
     _photos: dict[Path, Path] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _count: int = 0
@@ -114,9 +116,15 @@ class Session:
         """Put a result into the history; the oldest go when there are more than `MAX_RESULTS`."""
         with self._lock:
             self.results.append(result)
-            self._newest = result
+            self._newest = self.shown = result
             while len(self.results) > MAX_RESULTS:
                 shutil.rmtree(self.results.pop(0).folder, ignore_errors=True)
+
+    def change(self, before: Result, after: Result) -> None:
+        """Put a result into the place of another, wherever that is still kept."""
+        with self._lock:
+            self.results = [after if each is before else each for each in self.results]
+            self.shown = after if self.shown is before else self.shown
 
     @property
     def uploads(self) -> set[Path]:

@@ -11,7 +11,7 @@ from trilift.progress import STAGE_WORDS, in_words
 
 from .jobs import Snapshot
 
-_HERE = {"photos": "lifting photos", "model": "loading the model"}
+_HERE = {"photos": "lifting photos", "model": "loading the model", "turntable": "drawing the turntable"}
 BUSY = (
     "The server is busy: as many lifts are waiting as it takes on. Nothing is wrong with your photo; try again in a "
     "minute."
@@ -90,6 +90,53 @@ def model_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "path"} for row in rows]
 
 
+# A picture that is pasted anywhere on the page becomes the photo (gradio's own button asks for a permission first), and
+# buttons that are nothing but a colour or a picture get names that screen readers can read. On a phone it scrolls to
+# what has been made.
+SCRIPT = """() => {
+  document.addEventListener('paste', async event => {
+    const file = [...(event.clipboardData?.files ?? [])].find(each => each.type.startsWith('image/'));
+    const box = document.querySelector('#tl-photo');
+    if (!file || !box) return;
+    event.preventDefault();
+    box.querySelector('[aria-label="Remove Image"]')?.click();
+    box.querySelector('[aria-label="Upload file"]')?.click();
+    for (let tries = 0; tries < 60; tries++) {
+      const input = box.querySelector('input[type=file]');
+      if (input) {
+        const carrier = new DataTransfer();
+        carrier.items.add(file);
+        input.files = carrier.files;
+        input.dispatchEvent(new Event('change', {bubbles: true}));
+        return;
+      }
+      await new Promise(ready => setTimeout(ready, 50));
+    }
+  });
+  const titled = button => {
+    const file = decodeURIComponent(button.querySelector('img').src.split('/').pop()).replace(/\\.[a-z]+$/i, '');
+    const title = button.closest('.block')?.querySelector('[data-testid="block-label"]')?.textContent.trim();
+    return button.matches('.gallery-item') ? `Example: ${file}` : `Look closer: ${title || file}`;
+  };
+  const named = () => {
+    const colors = ['Green: belongs to the object', 'Red: does not belong to it'];
+    document.querySelectorAll('#tl-editor button.color:not([aria-label])').forEach(
+      (button, index) => button.setAttribute('aria-label', colors[index % 2]));
+    document.querySelectorAll('button:not([aria-label]):not([title])').forEach(button => {
+      if (button.querySelector('img[src]') && !button.textContent.trim()) {
+        button.setAttribute('aria-label', titled(button));
+      }
+    });
+  };
+  let last = null;  // on a phone the object is below the fold: when it is done, it comes into view
+  const shown = () => {
+    const good = document.querySelector('#tl-state .tl-good');
+    if (good && good !== last && innerWidth <= 640) document.querySelector('#tl-viewer')?.scrollIntoView();
+    last = good;
+  };
+  new MutationObserver(() => { named(); shown(); }).observe(document.body, {childList: true, subtree: true});
+  named();
+}"""
 CSS = """
 .gradio-container > main { width: 100%; max-width: 1280px !important; margin: 0 auto !important; }
 .gradio-container > main > .wrap, .gradio-container .contain { width: 100%; }

@@ -11,7 +11,7 @@ from typing import Any
 
 from trilift import Asset, TriliftError
 from trilift.asset import write_png
-from trilift.turntable import view_bytes
+from trilift.turntable import turn_saved, view_bytes
 
 from .bench import Bench
 from .cutting import mask_path
@@ -42,7 +42,7 @@ class Lifting:
     ) -> Iterator[Snapshot | Done]:
         """Lift a photo; the end is a `Done` with a `Result`, which is in the session's history.
 
-        News on the way are lists of pictures of generated views.
+        News on the way are pictures of all generated views, rough ones at first.
 
         Raises:
             TriliftError: of the stage that failed; it says nothing of where this server keeps files.
@@ -61,9 +61,28 @@ class Lifting:
             return self._saved(session, asset, choices, kept, others)
 
         for now in self._watched(session, job, work):
-            if isinstance(now, Snapshot) and now.news:
-                now = replace(now, news=tuple(_pictures(views, session.fresh("previews")) for views in now.news))
+            if isinstance(now, Snapshot) and now.news:  # what was overtaken before anybody saw it is left out
+                now = replace(now, news=(_pictures(now.news[-1], session.fresh("previews")),))
             yield now
+
+    def turn(self, session: Session) -> Iterator[Snapshot | Done]:
+        """Draw the turntable of the result that is looked at; the end is a `Done` with the `Result` that has it.
+
+        Raises what `lift` does; `RefusedError` too where there is nothing to turn.
+        """
+        before = session.shown
+        if before is None or before not in session.results:
+            raise RefusedError("There is no object here yet. Lift a photo first.")
+        job = session.begin("turntable")
+
+        def work(job: Job) -> Result:
+            job.on_stage("turntable")
+            path = turn_saved(before.files[0].parent, job.on_step)
+            after = replace(before, turntable=path, files=(*before.files, path))
+            session.change(before, after)
+            return after
+
+        yield from self._watched(session, job, work)
 
     def views(self, session: Session, upload: Upload, choices: Choices) -> Iterator[Snapshot | Done]:
         """Make views of a photo; the end is a `Done` with (files, facts). Raises what `lift` does."""
@@ -157,10 +176,14 @@ class Lifting:
 
 
 def _pictures(views: Any, folder: Path) -> list[Path]:
-    """Views as PNG files in ``folder``."""
+    """Views, or pictures (V, 3, h, w) in [0, 1] of what they look like so far, as PNG files in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(views, "cameras"):
+        drawn = view_bytes(views, 1.0)
+    else:
+        drawn = (views * 255).round().byte().permute(0, 2, 3, 1).numpy()
     paths = []
-    for index, picture in enumerate(view_bytes(views, 1.0)):
+    for index, picture in enumerate(drawn):
         paths.append(folder / f"view_{index:03d}.png")
         write_png(picture, paths[-1])
     return paths

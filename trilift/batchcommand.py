@@ -35,8 +35,8 @@ _TEXT = (
     "hand; a second one stops at once."
 )
 _FOLDER_HELP = (
-    "searched with its sub-folders; or a list of paths (.txt), tar shards (x-{000..099}.tar, as webdataset writes "
-    "them), or a URL such as s3://bucket/photos"
+    "searched with its sub-folders; or a list of paths or URLs (.txt), tar shards (x-{000..099}.tar, as webdataset "
+    "writes them), or a URL of any of these, such as s3://bucket/photos or https://host/list.txt"
 )
 _COUNT_SECONDS = 0.5  # a folder that is counted so soon is told of at the beginning
 _TELL_SECONDS = 0.2  # between two changes of the line that rewrites itself

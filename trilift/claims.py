@@ -1,10 +1,11 @@
 """Who works on which photo, when several processes share one output folder.
 
 Every process of a run holds one lock file open, ``OUT/.trilift.lock``: a shared lock on its first byte says that it is
-there, a lock on the byte numbered by a photo's name that the photo is in its hands. The kernel gives locks up when
-their process ends, however it ends, so there are no stale claims, no clocks and no heartbeats. It works between the
-processes of one machine, and between machines where the file system passes locks on (NFS 4 does, Lustre with
-``-o flock``); where it refuses locks, each process works as if it were alone, and says so.
+there, a lock on the byte numbered by a photo's name that the photo is in its hands. One more byte keeps runs apart that
+do not share photos. The kernel gives locks up when their process ends, however it ends, so there are no stale claims,
+no clocks and no heartbeats. It works between the processes of one machine, and between machines where the file system
+passes locks on (NFS 4 does, Lustre with ``-o flock``); where it refuses locks, each process works as if it were alone,
+and says so.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ ASIDE = ".aside-"
 """How names of half-written files and folders begin (`multiview.files`, `trilift.asset`)."""
 
 _COUNT_BYTE = (1 << 62) + 1  # beyond the bytes of all photos
+_RUN_BYTE = (1 << 62) + 2  # held by every run: shared by those that claim photos, alone by one that does not
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _open_folders: set[str] = set()
 _open_lock = threading.Lock()
@@ -42,6 +44,8 @@ class Claims:
 
     Args:
         out: the output folder; made when missing.
+        alone: for runs that claim no photos (those of Ray): nobody else may work on ``out`` meanwhile, and nobody may
+            have begun before.
 
     Attributes:
         works: whether the file system has locks; without them every claim is granted.
@@ -49,11 +53,12 @@ class Claims:
             finds a lock file and nobody else there, and by the last one out when fewer left than came.
 
     Raises:
-        SettingsError: this process has another run on the same folder; its locks would be one.
+        SettingsError: this process has another run on the same folder, whose locks would be one; or another process
+            has one, and one of the two wants to be alone.
         OutputError: the folder cannot be written.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, *, alone: bool = False) -> None:
         self.works, self.swept = fcntl is not None, 0
         self._path = out / LOCK_FILE
         self._key = str(out.resolve())
@@ -64,12 +69,12 @@ class Claims:
                 )
             _open_folders.add(self._key)
         try:
-            self._fd = self._join(out)
+            self._fd = self._join(out, alone)
         except BaseException:
             _open_folders.discard(self._key)
             raise
 
-    def _join(self, out: Path) -> int:
+    def _join(self, out: Path, apart: bool) -> int:
         try:
             out.mkdir(parents=True, exist_ok=True)
             while True:
@@ -81,6 +86,9 @@ class Claims:
                 if self._is_current(fd):
                     break
                 os.close(fd)  # its last user removed the file in between
+            if not self._lock(fd, _RUN_BYTE, shared=not apart):
+                os.close(fd)
+                raise _busy(out, apart)
             if alone:
                 if left_behind:
                     self.swept = sweep(out)
@@ -147,6 +155,15 @@ class Claims:
                 raise
             self.works = False
         return True
+
+
+def _busy(out: Path, apart: bool) -> SettingsError:
+    """What to say where two runs would do each other's work again."""
+    if apart:
+        why = "another run works on it just now, and a run of --engine ray shares its photos with nobody"
+    else:
+        why = "a run of --engine ray works on it just now, which shares its photos with nobody"
+    return SettingsError(f"{out}: {why}. Wait until that one ends, or choose another folder with -o.")
 
 
 def sweep(out: Path) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import shutil
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multiview.errors import ImageError, SettingsError
+from multiview.weights import file_sha256
 
 from .batch import LiftResult, content_sums
 from .journal import Journal, Known, sync_files
@@ -117,16 +117,7 @@ class Lookup:
         Its process died before it had seen them on the disk; after a power cut they may have their size but not their
         content.
         """
-        if self._store.remote:
-            return True
-        folder = self._store.local / item.place
-        with contextlib.suppress(OSError):
-            return all(
-                hashlib.sha256((folder / f["name"]).read_bytes()).hexdigest() == f["sha256"]
-                for f in record["files"]
-                if "sha256" in f
-            )
-        return False
+        return self._store.remote or sums_agree(self._store.local / item.place, record)
 
     def failed_before(self, item: PhotoItem) -> LiftResult | None:
         """The result of an attempt that failed with the same photo, settings and weights, unless those are retried."""
@@ -171,6 +162,14 @@ class Lookup:
         )  # fmt: skip
 
 
+def sums_agree(folder: Path, record: dict[str, Any]) -> bool:
+    """Whether an asset's files have the sums that its record states; files without a sum are not looked at."""
+    try:
+        return all(file_sha256(folder / f["name"]) == f["sha256"] for f in record["files"] if "sha256" in f)
+    except (OSError, KeyError, TypeError):
+        return False
+
+
 def _lowered(record: dict[str, Any], settings: LiftSettings) -> LiftSettings | None:
     """``settings`` at the lower resolution that an asset has, None when it has no lower one."""
     told = record.get("settings")
@@ -205,7 +204,10 @@ class Loader:
         """See `PipeRecipe.unloaded`; what is asked for once is remembered."""
         if self.loaded is not None or not isinstance(self.recipe, PipeRecipe):
             return None
-        key = json.dumps([record.get("model"), record.get("dtype"), str(record.get("device"))[:4]], sort_keys=True)
+        views = record.get("views")
+        made = [views.get("generator"), views.get("dtype")] if isinstance(views, dict) else None
+        told = [record.get("model"), record.get("dtype"), str(record.get("device"))[:4], made]
+        key = json.dumps(told, sort_keys=True)
         if key not in self._unloaded:
             self._unloaded[key] = self.recipe.unloaded(record)
         return self._unloaded[key]

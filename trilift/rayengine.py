@@ -72,7 +72,7 @@ def run_ray(
     Ray is started, and ended with the run, unless this process is connected to it already. What is finished, and what
     failed before with the same photo, settings and weights, is known by the same rules as in `trilift.runner`. One bad
     photo gives one ``failed`` row; a worker that dies is started again and goes on with its photo, at most `MAX_TRIES`
-    times. Photos are not claimed: one Ray run at a time, and no other run, may work on ``out``.
+    times. Photos are not claimed, so the run as a whole claims ``out``: meanwhile no other run may work on it.
 
     Args:
         items: the photos; what they name must be readable on every machine of the cluster.
@@ -94,7 +94,7 @@ def run_ray(
     Raises:
         ImageError: there are no photos.
         SettingsError: Ray is not installed, there is no cluster at ``address``, ``actors`` is not positive, or another
-            run of this process writes to ``out``.
+            run works on ``out``.
         TriliftError: the pipeline cannot be loaded on a worker; what was finished is kept.
         OutputError: the journal or the report cannot be written.
     """
@@ -106,14 +106,13 @@ def run_ray(
     if first is None:
         raise ImageError(f"{out}: there is no photo to lift. Look at the folder, and at --glob.")
     from .claims import Claims
-    from .journal import RESULTS_FILE
     from .storage import OutStore
 
     store = OutStore(out)
-    claims = Claims(store.local)  # sweeps what a killed run left, and keeps others from sweeping what is in hand
+    claims = Claims(store.local, alone=True)  # sweeps what a killed run left, too
     clean = fetched = False
     try:
-        store.fetch_file(RESULTS_FILE)
+        store.fetch_log()
         fetched = True
         with _cluster(address), _book(store.local, retry_failed, stop) as book:
             reader = _Reader(_rows(chain([first], stream), str(out), settings, loader, book, actors))
@@ -172,7 +171,7 @@ def _written_down(reader: _Reader, store: OutStore, stop: Callable[[], None]) ->
 
     Whoever closes it early gets no further results, but what is in hand is finished and written down.
     """
-    from .journal import RESULTS_FILE, Journal
+    from .journal import Journal
 
     journal, clean, can_write, next_upload = Journal(store.local), True, True, 0.0
     try:
@@ -185,7 +184,7 @@ def _written_down(reader: _Reader, store: OutStore, stop: Callable[[], None]) ->
             for result, _ in results:
                 yield result
             if store.remote and time.monotonic() > next_upload:
-                store.publish_file(RESULTS_FILE)
+                store.publish_log()
                 next_upload = time.monotonic() + _UPLOAD_SECONDS
     finally:
         if not reader.ended:
@@ -222,7 +221,7 @@ def _report(store: OutStore, photos: Path | None, count: int | None) -> None:
 
     if not (store.local / RESULTS_FILE).is_file():
         return
-    store.publish_file(RESULTS_FILE)
+    store.publish_log(whole=True)
     for page in write_report(store.local, photos=photos, count=count):
         store.publish_file(page.name)
 
@@ -497,18 +496,15 @@ class _Lifter:
 
     def _is_whole(self, item: PhotoItem, record: dict[str, Any], known: bool) -> bool:
         """Whether the asset's files are there in their sizes, and, where no row vouches for them, with their sums."""
-        from multiview.weights import file_sha256
+        from .lookup import sums_agree
 
         try:
             sizes = self._store.sizes(item.place)
             if any(sizes.get(str(file["name"])) != int(file["bytes"]) for file in record["files"]):
                 return False
-            if known or self._store.remote:
-                return True
-            folder = self._store.local / item.place
-            return all(file_sha256(folder / str(file["name"])) == file["sha256"] for file in record["files"])
         except (OSError, ValueError, KeyError, TypeError):
             return False
+        return known or self._store.remote or sums_agree(self._store.local / item.place, record)
 
     def _skipped(self, item: PhotoItem, record: dict[str, Any], seconds: float, **told: Any) -> LiftResult:
         """The result for an asset that is there already."""

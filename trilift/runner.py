@@ -27,7 +27,7 @@ from multiview.errors import ImageError, OutputError, SettingsError
 
 from .batch import LiftResult
 from .claims import Claims
-from .journal import RESULTS_FILE, Journal, sync_files
+from .journal import Journal, sync_files
 from .lanes import Lanes, Outcome, Task
 from .lookup import Loader, Lookup
 from .recipe import PipeRecipe
@@ -173,7 +173,7 @@ class FolderRun:
         self._claims = Claims(self._store.local)
         clean = False
         try:
-            self._store.fetch_file(RESULTS_FILE)
+            self._store.fetch_log()
             with tempfile.TemporaryDirectory(prefix="trilift-") as scratch:
                 self._scratch = Path(scratch)
                 self._lookup = Lookup(
@@ -303,7 +303,7 @@ class FolderRun:
             self._claims.release(slot.item.source)
         if self._store.remote and time.monotonic() > self._next_upload:
             self._next_upload = time.monotonic() + _UPLOAD_SECONDS
-            self._store.publish_file(RESULTS_FILE)
+            self._store.publish_log()
 
     def _again(self, slot: _Slot, outcome: Outcome) -> bool:
         """Try once more what took its process down; where the system may have ended it for its memory, then smaller."""
@@ -354,7 +354,7 @@ class FolderRun:
         """Write the report, and see what the run leaves beside the assets where it belongs."""
         from .report import write_report
 
-        self._store.publish_file(RESULTS_FILE)
+        self._store.publish_log(whole=True)
         pages = write_report(self._store.local, photos=self._photos, count=self._count())
         for page in pages:
             self._store.publish_file(page.name)

@@ -17,7 +17,7 @@ from typing import IO, Any
 from multiview.errors import ImageError
 
 from .photo import MASK_ENDING, MAX_FILE_BYTES, PHOTO_SUFFIXES
-from .sources import PhotoItem, asset_name, is_url
+from .sources import PhotoItem, asset_name, free_name, is_url
 
 _MASK = re.compile(rf"^(?P<stem>.+?)(\.mask|{MASK_ENDING})(?P<end>\.[^.]+)$")
 
@@ -126,13 +126,7 @@ def _place(name: str, place: str, shared: bool, taken: set[str]) -> str:
     path = PurePosixPath(name.replace("\\", "/").replace("\0", "_"))
     parts = [p.strip(". ")[:100] or "folder" for p in path.parent.parts if p.strip("/") not in ("", ".", "..")]
     own = (path.name.strip(". ") or "photo") if shared else asset_name(path.name)
-    wanted = place + "/".join([*parts, own[:150]])
-    number, free = 1, wanted
-    while free.casefold() in taken:
-        number += 1
-        free = f"{wanted}-{number}"
-    taken.add(free.casefold())
-    return free
+    return free_name(place + "/".join([*parts, own[:150]]), taken)
 
 
 def _item(

@@ -19,7 +19,7 @@ import shutil
 import stat
 import time
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -288,16 +288,16 @@ def sibling_places(photos: Sequence[str], folders: Sequence[str]) -> dict[str, s
         {name: place}: a photo's is its stem unless two share it, then the full name, then that with a number.
     """
     taken = set(_OF_THE_RUN)
-    places = {name: _free(name.strip(". ") or "folder", taken) for name in sorted(folders)}
+    places = {name: free_name(name.strip(". ") or "folder", taken) for name in sorted(folders)}
     stems = Counter(asset_name(name).casefold() for name in photos)
     for name in sorted(photos):
         stem = asset_name(name)
         shared = stems[stem.casefold()] > 1 or stem.casefold() in taken
-        places[name] = _free((name.strip(". ") or "photo") if shared else stem, taken)
+        places[name] = free_name((name.strip(". ") or "photo") if shared else stem, taken)
     return places
 
 
-def _free(name: str, taken: set[str]) -> str:
+def free_name(name: str, taken: set[str]) -> str:
     """``name``, or with the first number that makes it new; it is taken then."""
     number, free = 1, name
     while free.casefold() in taken:
@@ -319,7 +319,26 @@ def asset_name(photo: str) -> str:
 
 
 def _list_items(path: Path) -> Iterator[PhotoItem]:
-    """The photos of a list in its order; the list is read twice, so that names can be told apart."""
+    """The photos of a list on this machine, in its order."""
+
+    def item(line: str, place: str) -> PhotoItem:
+        if is_url(line):
+            return PhotoItem(line, place, url=line)
+        return PhotoItem(line, place, path=str(path.parent / line))
+
+    return listed_items(path, item)
+
+
+def listed_items(path: Path, item: Callable[[str, str], PhotoItem]) -> Iterator[PhotoItem]:
+    """The photos of a list in its order; it is read twice, so that names can be told apart.
+
+    Args:
+        path: the list on this machine.
+        item: gives the photo of a line and its place.
+
+    Raises:
+        ImageError: it cannot be read; while iterating.
+    """
     seen, once, twice, folders = KeySet(), KeySet(), KeySet(), KeySet()
     for line in _lines(path):
         if key_of(line) in seen:
@@ -344,10 +363,7 @@ def _list_items(path: Path) -> Iterator[PhotoItem]:
             number += 1
             place = f"{first}-{number}"
         taken.add(key_of(place.casefold()))
-        if is_url(line):
-            yield PhotoItem(line, place, url=line)
-        else:
-            yield PhotoItem(line, place, path=str(path.parent / line))
+        yield item(line, place)
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -386,8 +402,8 @@ def shard_items(paths: Sequence[str], source: str = "", place: str | None = None
     places: set[str] = set()
     for path in paths:
         name = PurePosixPath(path.replace(os.sep, "/")).name
-        own = f"{_free(asset_name(name), places)}/" if place is None else place
-        yield from shards.items(path, f"{source}{_free(name, names)}", own)
+        own = f"{free_name(asset_name(name), places)}/" if place is None else place
+        yield from shards.items(path, f"{source}{free_name(name, names)}", own)
 
 
 # Marks

@@ -45,6 +45,7 @@ def turntable(
     fov_deg: float = 40.0,
     background: float | Sequence[float] | None = 1.0,
     shading: bool = True,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> Bytes:
     """Draw a full turn about the up axis, beginning at the photographed side.
 
@@ -56,6 +57,7 @@ def turntable(
         fov_deg: full field of view; the distance follows, so that the bounding sphere fits the picture.
         background: sRGB value or three in [0, 1], or None for straight alpha.
         shading: see `lrm.raster.render_mesh`; fields carry their own light.
+        on_step: called after each picture with how many are drawn and how many there are; what it raises ends it.
 
     Returns:
         (K, size, size, 3) uint8 sRGB, or (K, size, size, 4) with alpha when ``background`` is None.
@@ -67,7 +69,25 @@ def turntable(
     if min(frames, size) < 1:
         raise SettingsError(f"a turntable wants frames and size of at least 1, found {frames} frames of {size} px.")
     cameras = _around(*_ball(subject), [k * 360 / frames for k in range(frames)], elevation_deg, fov_deg)
-    return _drawn(subject, cameras, size, background, shading)
+    return _drawn(subject, cameras, size, background, shading, on_step)
+
+
+def turn_saved(folder: str | Path, on_step: Callable[[int, int], None] | None = None) -> Path:
+    """Draw the turn of an asset that was saved without one: ``turntable.gif`` beside its ``mesh.glb``.
+
+    Args:
+        folder: of the asset.
+        on_step: see `turntable`.
+
+    Raises:
+        MeshError: the mesh cannot be read.
+        OutputError: the picture cannot be written.
+    """
+    from lrm.meshfile import read_mesh
+
+    path = Path(folder) / "turntable.gif"
+    write_gif(turntable(read_mesh(path.with_name("mesh.glb")), on_step=on_step), path, TURNTABLE_FPS)
+    return path
 
 
 def four_sides(
@@ -97,7 +117,12 @@ def four_sides(
 
 
 def _drawn(
-    subject: Mesh | Field, cameras: Cameras, size: int, background: float | Sequence[float] | None, shading: bool
+    subject: Mesh | Field,
+    cameras: Cameras,
+    size: int,
+    background: float | Sequence[float] | None,
+    shading: bool,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> Bytes:
     """Pictures (V, size, size, 3 or 4) from ``cameras``.
 
@@ -111,6 +136,8 @@ def _drawn(
         else:
             view = _render_field(subject, camera, size)
         pictures.append(view_bytes(view, background)[0])
+        if on_step is not None:
+            on_step(index + 1, len(cameras))
     return np.stack(pictures)
 
 

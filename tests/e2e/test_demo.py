@@ -432,6 +432,63 @@ def test_main_hands_over_what_it_was_told(monkeypatch: pytest.MonkeyPatch) -> No
     assert launched["private"] and not launched["store"].exists(), "its folder goes with it"
 
 
+@pytest.mark.parametrize(("link", "auth"), [("https://x.gradio.live", []), (None, []), (None, ["--auth", "me:secret"])])
+def test_a_public_link_is_asked_for_and_warned_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], link: str | None, auth: list[str]
+) -> None:
+    launched: dict[str, Any] = {}
+
+    def launch(self: Any, **options: Any) -> None:
+        launched.update(options)
+        self.local_url, self.share_url = "http://127.0.0.1:8124/", link
+
+    fake_launch(monkeypatch, launch)
+    waited: list[str] = []
+    monkeypatch.setattr("gradio.Blocks.block_thread", lambda self: waited.append("until Ctrl-C"))
+    assert main(["--port", "8124"]) == 0
+    told = capsys.readouterr().err
+    assert launched["share"] is False and "public link" not in told and waited == []
+    assert main(["--port", "8124", "--share", *auth]) == 0
+    told = capsys.readouterr().err
+    assert launched["share"] is True and launched["server_name"] == "127.0.0.1"
+    assert "--share: whoever has the public link" in told and "through gradio's servers" in told
+    assert ("--auth NAME:PASSWORD keeps others out" in told) is not bool(auth)
+    assert ("there is no public link" in told and "http://127.0.0.1:8124/" in told) is (link is None)
+    assert waited == ["until Ctrl-C"], "with a link or without, the page is there"
+
+
+def test_without_a_tunnel_the_page_still_runs_and_for_this_machine_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import gradio.networking
+
+    def no_tunnel(**_: Any) -> str:
+        raise RuntimeError("Could not create share URL")
+
+    monkeypatch.setattr(gradio.networking, "setup_tunnel", no_tunnel)
+    page = build_app(Loader(), tmp_path)
+    _, url, public = page.launch(**launch_options(share=True, blocks=page), prevent_thread_lock=True, quiet=True)
+    try:
+        assert public is None and page.share_url is None
+        assert json.load(urllib.request.urlopen(f"{url}health", timeout=30))["status"] == "ok"
+        away = urllib.request.Request(f"{url}health", headers={"Host": "x.gradio.live"})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(away, timeout=30)
+        assert refused.value.code == 421
+        page.share_url = "https://x.gradio.live"
+        assert urllib.request.urlopen(away, timeout=30).status == 200, "with a link its name is taken"
+    finally:
+        page.close()
+        page.sessions.close()
+
+
+def test_the_page_promises_only_what_holds(tmp_path: Path) -> None:
+    for served in (False, True):
+        page = build_app(Loader(), tmp_path / str(served), served=served)
+        assert ("Nothing leaves this machine" in json.dumps(page.get_config_file(), default=str)) is not served
+        page.sessions.close()
+
+
 def test_main_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(self: Any, **_: Any) -> None:
         raise OSError("Cannot find empty port in range: 8124-8124.")

@@ -283,6 +283,11 @@ def test_the_page_fits_a_phone(browser: Any, server: str, photo: Path) -> None:
         assert box["height"] >= 44, "large enough for a finger"
         photo_box, viewer = tab.locator("#tl-photo").bounding_box(), tab.locator("#tl-viewer").bounding_box()
         assert viewer["y"] > photo_box["y"] + photo_box["height"], "one below the other"
+        lower_resolution(tab)
+        tab.click("#tl-lift")
+        tab.wait_for_selector("#tl-state .tl-good")
+        inside = "() => { const at = document.querySelector('#tl-viewer').getBoundingClientRect().top;"
+        tab.wait_for_function(inside + " return at >= -5 && at < 600; }")  # nobody has to look for what was made
 
 
 @pytest.mark.slow

@@ -136,16 +136,16 @@ def test_keys_tell_parts_apart():
 
 HOLD = (
     f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom trilift.claims import Claims\n"
-    "claims = Claims(Path(sys.argv[1]))\nprint(claims.take(sys.argv[2]), flush=True)\nsys.stdin.readline()\n"
+    "claims = Claims(Path(sys.argv[1]), alone=len(sys.argv) > 3)\n"
+    "print(claims.take(sys.argv[2]), flush=True)\nsys.stdin.readline()\n"
     "claims.close()"
 )
 
 
-def holder(out: Path, source: str) -> subprocess.Popen[str]:
+def holder(out: Path, source: str, *alone: str) -> subprocess.Popen[str]:
     """Another process that claims ``source`` and holds it until its input ends; has said whether it got it."""
-    return subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(out), source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", HOLD, str(out), source, *alone]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def said(process: subprocess.Popen[str]) -> bool:
@@ -166,6 +166,24 @@ def test_one_process_has_a_photo_and_death_gives_it_back(tmp_path):
     mine.release("b.png")
     third.communicate("\n")
     mine.close()
+    assert not (tmp_path / LOCK_FILE).exists()
+
+
+def test_a_run_that_shares_nothing_is_alone(tmp_path):
+    other = holder(tmp_path, "a.png")
+    assert said(other)
+    with pytest.raises(SettingsError, match=r"another run works on it just now.* -o"):
+        Claims(tmp_path, alone=True)
+    Claims(tmp_path).close()  # those that share come in, also after somebody was refused
+    other.communicate("\n")
+    ray = holder(tmp_path, "a.png", "alone")
+    assert said(ray)
+    for alone in (False, True):
+        with pytest.raises(SettingsError, match=r"--engine ray.*Wait until that one ends"):
+            Claims(tmp_path, alone=alone)
+    ray.kill()
+    ray.communicate()
+    Claims(tmp_path, alone=True).close()
     assert not (tmp_path / LOCK_FILE).exists()
 
 

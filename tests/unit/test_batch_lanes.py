@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -245,6 +247,32 @@ def test_what_has_no_network_says_the_same_as_what_has(tmp_path):
         other = PipeRecipe(device="cpu", dtype="bf16") if "dtype" in change else recipe
         assert other.unloaded({**record, **change}) is None, change
     assert recipe.unloaded({}) is None and PipeRecipe(views="tiny-views").unloaded(record) is None
+
+
+def test_a_finished_run_with_generated_views_is_known_without_loading_any_network(tmp_path, monkeypatch):
+    from trilift.pipeline import ImageTo3D
+    from trilift.runner import lift_folder
+    from trilift.views import PhotoToViews
+
+    draw_photo(tmp_path / "in" / "a.png")
+    settings = LiftSettings(resolution=32, view_steps=1)
+    recipe = PipeRecipe(views="tiny-views", device="cpu")
+    (first,) = lift_folder(recipe, tmp_path / "in", tmp_path / "out", settings)
+    assert first.status == "done"
+    loads: list[str] = []
+    for kind in (ImageTo3D, PhotoToViews):
+        plain = kind.from_pretrained.__func__  # type: ignore[attr-defined]
+        named = classmethod(lambda cls, *a, plain=plain, **k: loads.append(cls.__name__) or plain(cls, *a, **k))
+        monkeypatch.setattr(kind, "from_pretrained", named)
+    (again,) = lift_folder(recipe, tmp_path / "in", tmp_path / "out", settings)
+    assert (again.status, again.fingerprint) == ("skipped", first.fingerprint) and loads == []
+    # Another generator, another number format, or a record without views: only loading tells.
+    record = json.loads((tmp_path / "out" / "a" / "asset.json").read_text())
+    assert recipe.unloaded(record) is not None
+    assert PipeRecipe(views="tiny-views-mean", device="cpu").unloaded(record) is None
+    assert recipe.unloaded({**record, "views": {**record["views"], "dtype": "float16"}}) is not None
+    assert replace(recipe, dtype="fp32").unloaded({**record, "views": {**record["views"], "dtype": "float16"}}) is None
+    assert recipe.unloaded({key: value for key, value in record.items() if key != "views"}) is None
 
 
 def no_such_weights() -> None:

@@ -75,19 +75,26 @@ def test_more_photos_reach_the_settings_by_name(lifting: Lifting, session: Sessi
     assert "sessions" not in str(raised.value), "and nothing is told of folders"
 
 
-def test_views_are_seen_before_they_are_lifted(session: Session, upload: Upload) -> None:
-    """The embedded models, one denoising step; takes a few seconds."""
+def test_views_are_seen_while_they_come(session: Session, upload: Upload, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded models, two denoising steps; takes a few seconds."""
+    monkeypatch.setattr("demo.bench._PREVIEW_SECONDS", 0.0)
+    monkeypatch.setattr("demo.jobs.TICK_SECONDS", 0.01)
     lifting = Lifting(Bench(), Pace())
-    choices = Choices(views="tiny-views", view_steps=1, resolution=64)
+    choices = Choices(views="tiny-views", view_steps=2, resolution=64)
     *steps, end = lifting.lift(session, upload, {}, choices)
     seen = [(now.stage, news) for now in steps for news in now.news]
-    assert len(seen) == 1 and len(seen[0][1]) == 6
-    for path in seen[0][1]:
+    assert 2 <= len(seen) <= 3 and all(len(news) == 6 for _, news in seen)
+    assert seen[0][0] == "views" and seen[0][1][0].parent != seen[-1][1][0].parent
+    for path in (*seen[0][1], *seen[-1][1]):
         with Image.open(path) as image:
-            assert image.width >= 32
+            assert image.width >= 32 and image.mode == "RGB"
+    assert seen[0][1][0].read_bytes() != seen[-1][1][0].read_bytes(), "the first was rough"
     assert len(end.value.views) == 6 and end.value.facts["expected_iou"] is not None
     assert "expected" in end.value.scores.lower() and "silhouette" not in end.value.scores.lower()
-    assert end.value.command == "trilift lift ball.png -o out --views tiny-views --steps=1 --resolution=64"
+    assert end.value.command == "trilift lift ball.png -o out --views tiny-views --steps=2 --resolution=64"
+    assert "generate" not in vars(lifting.bench.pipe("tiny", "tiny-views").generator.model), (
+        "nobody else is shown these"
+    )
 
 
 def packed(path: Path, photos: dict[str, bytes]) -> Upload:
