@@ -62,12 +62,9 @@ def rasterize(mesh: Mesh, camera: Cameras, height: int, width: int) -> Fragments
     """
     if len(camera) != 1 or min(height, width) < 1:
         raise SettingsError(f"rasterize wants one camera and a positive size, found {len(camera)}, {height} x {width}.")
-    corners, inverse_depth, faces = _screen_triangles(mesh, camera, height, width)
-    nearest = np.zeros(height * width)
-    winner = np.full(height * width, -1, np.int64)
-    for chunk in _chunks(*_boxes(corners, height, width)):
-        _draw(chunk, corners, inverse_depth, width, nearest, winner)
-    return _fragments(winner, corners, inverse_depth, faces, height, width)
+    x, y, inverse_depth, faces = _screen_triangles(mesh, camera, height, width)
+    winner = _winners(x, y, inverse_depth, height, width)
+    return _fragments(winner, x, y, inverse_depth, faces, height, width)
 
 
 def rasterize_flat(corners: Floats, height: int, width: int) -> Fragments:
@@ -80,12 +77,10 @@ def rasterize_flat(corners: Floats, height: int, width: int) -> Fragments:
     Returns:
         `Fragments` of depth 1; where triangles lie over each other, of the lowest index.
     """
-    wide = np.asarray(corners, np.float64)
-    ones = np.ones(wide.shape[:2])
-    nearest, winner = np.zeros(height * width), np.full(height * width, -1, np.int64)
-    for chunk in _chunks(*_boxes(wide, height, width)):
-        _draw(chunk, wide, ones, width, nearest, winner)
-    return _fragments(winner, wide, ones, np.arange(len(wide)), height, width)
+    x, y = _columns(corners)
+    ones = np.ones(x.shape)
+    winner = _winners(x, y, ones, height, width)
+    return _fragments(winner, x, y, ones, np.arange(x.shape[1]), height, width)
 
 
 def flat_spans(corners: Floats, height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -94,19 +89,25 @@ def flat_spans(corners: Floats, height: int, width: int) -> tuple[NDArray[np.int
     Args:
         corners, height, width: see `rasterize_flat`.
     """
-    wide = np.asarray(corners, np.float64)
+    x, y = _columns(corners)
     triangles, pixels = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for chunk in _chunks(*_boxes(wide, height, width)):
-        triangle, y, left, counts = _spans(*chunk, wide)
+    for chunk in _chunks(*_boxes(x, y, height, width)):
+        triangle, line, left, counts = _spans(*chunk, x, y)
         row = np.repeat(np.arange(len(counts)), counts)
         offset = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
         triangles.append(triangle[row])
-        pixels.append((y * width + left)[row] + offset)
+        pixels.append((line * width + left)[row] + offset)
     return np.concatenate(triangles), np.concatenate(pixels)
 
 
 def render_mesh(
-    mesh: Mesh, cameras: Cameras, size: int | tuple[int, int], *, shading: bool = False, supersample: int = 2
+    mesh: Mesh,
+    cameras: Cameras,
+    size: int | tuple[int, int],
+    *,
+    shading: bool = False,
+    supersample: int = 2,
+    colors: NDArray[np.floating[Any]] | None = None,
 ) -> Views:
     """Draw a mesh with its texture where it has one, else with its vertex colours.
 
@@ -117,6 +118,7 @@ def render_mesh(
         shading: darken softly where the surface turns away from a light above the viewer's left shoulder; without it
             the picture shows the colours themselves.
         supersample: samples per pixel and axis; colour and alpha are their average.
+        colors: (N, 3) in [0, 1] at the vertices, in place of the mesh's texture and colours.
 
     Returns:
         V `Views` in float32: straight sRGB, alpha the share of samples that hit; colour 0 where alpha is 0.
@@ -131,7 +133,7 @@ def render_mesh(
     for index in range(len(cameras)):
         camera = cameras.select([index])
         fragments = rasterize(mesh, camera, height * supersample, width * supersample)
-        rgba = _paint(mesh, fragments, camera if shading else None)
+        rgba = _paint(mesh, fragments, camera if shading else None, colors)
         pictures.append(_shrink(rgba, supersample))
     stack = np.stack(pictures) if pictures else np.zeros((0, height, width, 4))
     alpha = stack[..., 3:]
@@ -140,27 +142,42 @@ def render_mesh(
     return Views(image, matte, cameras)
 
 
-def _screen_triangles(mesh: Mesh, camera: Cameras, height: int, width: int) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """Corners (T, 3, 2) in pixels, 1 / depth (T, 3) and the face index (T,) of every triangle before the camera."""
+def _columns(corners: Floats) -> tuple[Floats, Floats]:
+    """x and y, each (3, T) float64, of corners (T, 3, 2): long rows of one number each are what numpy is quick on."""
+    x, y = np.ascontiguousarray(np.asarray(corners, np.float64).transpose(2, 1, 0))
+    return x, y
+
+
+def _screen_triangles(
+    mesh: Mesh, camera: Cameras, height: int, width: int
+) -> tuple[Floats, Floats, Floats, NDArray[np.int64]]:
+    """x and y in pixels and 1 / depth, each (3, T), and the face index (T,) of every triangle before the camera."""
     double = Cameras(camera.c2w.double().cpu(), camera.intrinsics.double().cpu())
     uv, depth = (x[0].numpy() for x in project(double, torch.from_numpy(mesh.vertices).double()))
-    seen = (depth[mesh.faces] > _NEAR * max(float(depth.max()), 1e-12)).all(1)
-    faces = np.flatnonzero(seen)
-    triangles = mesh.faces[faces]
-    corners = (uv * (width, height))[triangles]
-    return corners, 1 / depth[triangles], faces
+    triangles = np.ascontiguousarray(mesh.faces.T)
+    before = depth > _NEAR * max(float(depth.max()), 1e-12)
+    faces = np.arange(triangles.shape[1])
+    if not before.all():
+        faces = np.flatnonzero(before[triangles].all(0))
+        triangles = triangles[:, faces]
+    x, y = uv[:, 0] * width, uv[:, 1] * height
+    with np.errstate(divide="ignore"):  # of vertices in the camera's own plane, which are in no triangle that is left
+        inverse = 1 / depth
+    return x[triangles], y[triangles], inverse[triangles], faces
 
 
-def _boxes(corners: Floats, height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _boxes(x: Floats, y: Floats, height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Boxes of pixel centres, for triangles that may hold one: index (T,), and (left, top, columns, rows) (T, 4)."""
-    limit = np.array([width, height], np.float64)
-    low = np.ceil(_least(corners) - 0.5).clip(0, limit)
-    high = (np.floor(_most(corners) - 0.5) + 1).clip(0, limit)
-    extent = np.maximum(high - low, 0)
-    u, v = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
-    seen_edge_on = np.abs(u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]) <= _NO_AREA
-    index = np.flatnonzero((extent[:, 0] > 0) & (extent[:, 1] > 0) & ~seen_edge_on)
-    return index, np.concatenate([low[index], extent[index]], 1).astype(np.int64)
+    lows, extents = [], []
+    for values, limit in ((x, width), (y, height)):
+        low = np.ceil(_least(values) - 0.5).clip(0, limit)
+        lows.append(low)
+        extents.append((np.floor(_most(values) - 0.5) + 1).clip(0, limit) - low)
+    index = np.flatnonzero((extents[0] > 0) & (extents[1] > 0))
+    near_x, near_y = x[:, index], y[:, index]
+    ux, vx, uy, vy = near_x[1] - near_x[0], near_x[2] - near_x[0], near_y[1] - near_y[0], near_y[2] - near_y[0]
+    index = index[~(np.abs(ux * vy - uy * vx) <= _NO_AREA)]  # not seen edge-on
+    return index, np.stack([part[index] for part in (*lows, *extents)], 1).astype(np.int64)
 
 
 def _chunks(index: NDArray[np.int64], boxes: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -175,27 +192,35 @@ def _chunks(index: NDArray[np.int64], boxes: NDArray[np.int64]) -> list[tuple[ND
     return parts
 
 
+def _winners(x: Floats, y: Floats, inverse_depth: Floats, height: int, width: int) -> NDArray[np.int64]:
+    """The triangle (height * width,) that is nearest at each pixel centre, -1 where there is none."""
+    nearest, winner = np.zeros(height * width), np.full(height * width, -1, np.int64)
+    for chunk in _chunks(*_boxes(x, y, height, width)):
+        _draw(chunk, x, y, inverse_depth, width, nearest, winner)
+    return winner
+
+
 def _draw(
     chunk: tuple[NDArray[np.int64], NDArray[np.int64]],
-    corners: Floats,
+    x: Floats,
+    y: Floats,
     inverse_depth: Floats,
     width: int,
     nearest: Floats,
     winner: NDArray[np.int64],
 ) -> None:
     """Draw some triangles into the z-buffer ``nearest`` (1 / depth, larger is nearer) and ``winner``, in place."""
-    triangle, y, left, counts = _spans(*chunk, corners)
+    triangle, line, left, counts = _spans(*chunk, x, y)
     # 1 / depth is linear over the screen (depth is not), so a row of a triangle needs a start and a slope.
-    slope, down = _gradient(corners[triangle], inverse_depth[triangle])
-    start = inverse_depth[triangle, 0]
-    start = start + slope * (left + 0.5 - corners[triangle, 0, 0]) + down * (y + 0.5 - corners[triangle, 0, 1])
+    own_x, own_y, own = x[:, triangle], y[:, triangle], inverse_depth[:, triangle]
+    slope, down = _gradient(own_x, own_y, own)
+    start = own[0] + slope * (left + 0.5 - own_x[0]) + down * (line + 0.5 - own_y[0])
     row = np.repeat(np.arange(len(counts)), counts)
     offset = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
     inverse = start[row] + slope[row] * offset
     # Rounding in slivers must not carry a face nearer than its nearest corner.
-    low, high = _least(inverse_depth[triangle]), _most(inverse_depth[triangle])
-    inverse = np.clip(inverse, low[row], high[row])
-    pixel = (y * width + left)[row] + offset
+    inverse = np.clip(inverse, _least(own)[row], _most(own)[row])
+    pixel = (line * width + left)[row] + offset
     before = nearest[pixel]
     np.maximum.at(nearest, pixel, inverse)
     won = (inverse == nearest[pixel]) & (inverse > before)
@@ -204,53 +229,57 @@ def _draw(
 
 
 def _spans(
-    index: NDArray[np.int64], boxes: NDArray[np.int64], corners: Floats
+    index: NDArray[np.int64], boxes: NDArray[np.int64], x: Floats, y: Floats
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Rows of pixel centres inside triangles: triangle, y, leftmost x and count, each (rows,), in triangle order.
 
     Centres on an edge belong to both sides; `_EDGE` sees to it that rounding loses none between two triangles.
     """
-    which = np.repeat(np.arange(len(index)), boxes[:, 3])
-    y = boxes[which, 1] + np.arange(len(which)) - np.repeat(np.cumsum(boxes[:, 3]) - boxes[:, 3], boxes[:, 3])
-    a = corners[index[which]]
-    b = a[:, [1, 2, 0]]
-    middle = (y + 0.5)[:, None]
-    rise = b[..., 1] - a[..., 1]
-    crossed = (middle >= np.minimum(a[..., 1], b[..., 1])) & (middle <= np.maximum(a[..., 1], b[..., 1])) & (rise != 0)
-    x = a[..., 0] + (middle - a[..., 1]) / np.where(crossed, rise, 1.0) * (b[..., 0] - a[..., 0])
-    first = _least(np.where(crossed, x, np.inf))
-    last = _most(np.where(crossed, x, -np.inf))
+    rows = boxes[:, 3]
+    which = np.repeat(np.arange(len(index)), rows)
+    line = np.arange(len(which)) + np.repeat(boxes[:, 1] - np.cumsum(rows) + rows, rows)
+    middle, owner = line + 0.5, index[which]
+    xs, ys = x[:, owner], y[:, owner]
+    first, last = np.full(len(which), np.inf), np.full(len(which), -np.inf)
+    for start, end in ((0, 1), (1, 2), (2, 0)):
+        low, high = np.minimum(ys[start], ys[end]), np.maximum(ys[start], ys[end])
+        crossed = (middle >= low) & (middle <= high) & (low < high)
+        rise = np.where(crossed, ys[end] - ys[start], 1.0)
+        at = xs[start] + (middle - ys[start]) / rise * (xs[end] - xs[start])
+        np.minimum(first, np.where(crossed, at, np.inf), out=first)
+        np.maximum(last, np.where(crossed, at, -np.inf), out=last)
     # Clipped to the triangle's box, which lies inside the picture.
     left, right = boxes[which, 0], boxes[which, 0] + boxes[which, 2]
     left = np.clip(np.ceil(first - 0.5 - _EDGE), left, right).astype(np.int64)
     stop = np.clip(np.floor(last - 0.5 + _EDGE) + 1, boxes[which, 0], right).astype(np.int64)
     keep = np.flatnonzero(stop > left)
-    return index[which[keep]], y[keep], left[keep], (stop - left)[keep]
+    return owner[keep], line[keep], left[keep], (stop - left)[keep]
 
 
-def _gradient(corners: Floats, values: Floats) -> tuple[Floats, Floats]:
-    """Slope per pixel in x and in y, each (T,), of values (T, 3) given at corners (T, 3, 2) of area other than 0."""
-    (ux, uy), (vx, vy) = (corners[:, 1] - corners[:, 0]).T, (corners[:, 2] - corners[:, 0]).T
-    du, dv = values[:, 1] - values[:, 0], values[:, 2] - values[:, 0]
+def _gradient(x: Floats, y: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """Slope per pixel in x and in y, each (T,), of values (3, T) at corners x and y (3, T) of area other than 0."""
+    ux, vx, uy, vy = x[1] - x[0], x[2] - x[0], y[1] - y[0], y[2] - y[0]
+    du, dv = values[1] - values[0], values[2] - values[0]
     area = ux * vy - uy * vx
     return (du * vy - dv * uy) / area, (dv * ux - du * vx) / area
 
 
-def _weights(corners: Floats, x: Floats, y: Floats) -> Floats:
-    """Barycentric weights (P, 3) on the screen of points in their triangles (P, 3, 2); either winding, >= 0."""
-    px, py = corners[..., 0] - x[:, None], corners[..., 1] - y[:, None]
-    a = px[:, 1] * py[:, 2] - px[:, 2] * py[:, 1]
-    b = px[:, 2] * py[:, 0] - px[:, 0] * py[:, 2]
-    c = px[:, 0] * py[:, 1] - px[:, 1] * py[:, 0]
-    weights = np.stack([a, b, c], 1) / (a + b + c)[:, None]
+def _weights(x: Floats, y: Floats) -> Floats:
+    """Barycentric weights (3, P) on the screen of a point in its triangle, whose corners lie at x and y (3, P) of it.
+
+    Either winding; each weight is >= 0.
+    """
+    weights = np.stack([x[1] * y[2] - x[2] * y[1], x[2] * y[0] - x[0] * y[2], x[0] * y[1] - x[1] * y[0]])
+    weights /= weights[0] + weights[1] + weights[2]
     # Centres on an edge may come out a rounding error outside.
     weights = weights.clip(0, 1)
-    return weights / _total(weights)[:, None]
+    return weights / (weights[0] + weights[1] + weights[2])
 
 
 def _fragments(
     winner: NDArray[np.int64],
-    corners: Floats,
+    x: Floats,
+    y: Floats,
     inverse_depth: Floats,
     faces: NDArray[np.int64],
     height: int,
@@ -259,23 +288,23 @@ def _fragments(
     """Work out weights and depth at the pixels that were hit, once each."""
     hit = np.flatnonzero(winner >= 0)
     triangle = winner[hit]
-    flat = _weights(corners[triangle], hit % width + 0.5, hit // width + 0.5)
-    over_depth = flat * inverse_depth[triangle]
-    inverse = _total(over_depth)
+    flat = _weights(x[:, triangle] - (hit % width + 0.5), y[:, triangle] - (hit // width + 0.5))
+    over_depth = flat * inverse_depth[:, triangle]
+    inverse = over_depth[0] + over_depth[1] + over_depth[2]
     face = np.full(height * width, -1, np.int64)
     weights, depth = np.zeros((height * width, 3)), np.zeros(height * width)
-    face[hit], weights[hit], depth[hit] = faces[triangle], over_depth / inverse[:, None], 1 / inverse
+    face[hit], weights[hit], depth[hit] = faces[triangle], (over_depth / inverse).T, 1 / inverse
     return Fragments(face.reshape(height, width), weights.reshape(height, width, 3), depth.reshape(height, width))
 
 
-def _paint(mesh: Mesh, fragments: Fragments, light_from: Cameras | None) -> Floats:
-    """(H, W, 4) colour times alpha, and alpha (0 or 1); shaded when a camera is given."""
+def _paint(mesh: Mesh, fragments: Fragments, light_from: Cameras | None, colors: Floats | None) -> Floats:
+    """(H, W, 4) colour times alpha, and alpha (0 or 1); shaded when a camera is given, in other colours where given."""
     hit = fragments.face >= 0
     weights, corners = fragments.weights[hit], mesh.faces[fragments.face[hit]]
-    if mesh.uvs is not None and mesh.texture is not None:
+    if colors is None and mesh.uvs is not None and mesh.texture is not None:
         color = sample_texture(mesh.texture, _blend(weights, mesh.uvs, corners))
     else:
-        color = _blend(weights, mesh.colors, corners)
+        color = _blend(weights, mesh.colors if colors is None else colors, corners)
     if light_from is not None:
         color = color * _shade(_blend(weights, mesh.normals, corners), light_from)[:, None]
     picture = np.zeros((*fragments.face.shape, 4))
@@ -315,18 +344,13 @@ def _shrink(picture: Floats, factor: int) -> Floats:
 
 
 def _least(values: Floats) -> Floats:
-    """Minimum over axis 1, of length 3; many times faster than ``min(1)`` on so short an axis, as are the next two."""
-    return np.minimum(np.minimum(values[:, 0], values[:, 1]), values[:, 2])
+    """Minimum (T,) of values (3, T)."""
+    return np.minimum(np.minimum(values[0], values[1]), values[2])
 
 
 def _most(values: Floats) -> Floats:
-    """Maximum over axis 1, of length 3."""
-    return np.maximum(np.maximum(values[:, 0], values[:, 1]), values[:, 2])
-
-
-def _total(values: Floats) -> Floats:
-    """Sum over axis 1, of length 3."""
-    return values[:, 0] + values[:, 1] + values[:, 2]
+    """Maximum (T,) of values (3, T)."""
+    return np.maximum(np.maximum(values[0], values[1]), values[2])
 
 
 def _shade(normals: Floats, camera: Cameras) -> Floats:

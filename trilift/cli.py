@@ -22,7 +22,7 @@ from .batchcommand import add_parser as add_batch
 from .batchcommand import run as run_batch
 from .examplecheck import add_parser as add_examples
 from .fit import add_parser as add_fit
-from .profiles import PROFILES
+from .profiles import PROFILE_SETTINGS, PROFILES
 from .progress import Narrator
 from .reproduce import add_parser as add_reproduce
 from .settings import (
@@ -91,6 +91,8 @@ def build_parser() -> argparse.ArgumentParser:
     lift.add_argument("--views-dir", metavar="DIR", help=views_help)
     side_help = "another photo of the object: SIDE is front, right, back, left or degrees; repeat for more; one PHOTO"
     lift.add_argument("--photo", dest="side_photos", action="append", metavar="SIDE=FILE", help=side_help)
+    trace_help = "write a trace of the stages and their operations, for Perfetto or chrome://tracing"
+    lift.add_argument("--profile", dest="trace", type=Path, metavar="TRACE.json", help=trace_help)
     lift.set_defaults(command=_lift)
 
     add_batch(commands, _add_lift_options, _batch)
@@ -164,13 +166,14 @@ def _add_lift_options(parser: argparse.ArgumentParser) -> None:
     add = mesh.add_argument
     add("--resolution", type=int, default=d.resolution, metavar="N", help="samples per axis (default %(default)s)")
     add("--threshold", type=_threshold, default=d.threshold, metavar="auto|median|X", help="density of the surface")
-    add("--keep", type=_keep, default=d.keep, metavar="largest|all|X%", help="smallest piece that stays (default 1%%)")
+    # Without a default, these four tell what was said from what was not: a profile (--for) stands in for the latter.
+    add("--keep", type=_keep, metavar="largest|all|X%", help="smallest piece that stays (default 1%%)")
     add("--smooth", type=int, nargs="?", const=10, default=d.smooth, metavar="N", help="N passes that keep the volume")
     add("--remesh", choices=REMESH_WAYS, default=d.remesh, help="even triangles, or quads (extra quads)")
     add("--faces", type=int, metavar="N", help="reduce to at most N triangles")
-    add("--watertight", action="store_true", help="make sure of a closed, manifold, outward mesh")
-    texture_help = "where colours sit: at the vertices, or in a picture on the surface (default %(default)s)"
-    add("--texture", choices=TEXTURES, default=d.texture, help=texture_help)
+    add("--watertight", action="store_true", default=None, help="make sure of a closed, manifold, outward mesh")
+    texture_help = f"where colours sit: at the vertices, or in a picture on the surface (default {d.texture})"
+    add("--texture", choices=TEXTURES, help=texture_help)
     size_help = "texels per side of a baked texture (default %(default)s)"
     add("--texture-size", type=int, default=d.texture_size, metavar="N", help=size_help)
     add("--normal-map", action="store_true", help="with a baked texture: the fine mesh's normals, too")
@@ -231,6 +234,9 @@ def _add_view_options(parser: argparse.ArgumentParser) -> None:
     add("--azimuths", type=_degrees, metavar="DEG,DEG", help=azimuths_help)
     elevations_help = "above the horizon, one or one each, as in --elevations=-10,20 (default: the photo's)"
     add("--elevations", type=_degrees, metavar="DEG,DEG", help=elevations_help)
+    reuse_help = "run deep layers in one of N steps only: faster, not quite the same views (default %(default)s: all)"
+    add("--reuse-steps", type=int, default=1, metavar="N", help=reuse_help)
+    add("--compile", action="store_true", help="through torch.compile: slow to start, faster afterwards (GPU)")
     _add_running_options(parser)
 
 
@@ -252,7 +258,6 @@ def _add_generating_options(parser: argparse.ArgumentParser, title: str) -> Call
     add("--scheduler", choices=SCHEDULERS, help="of the denoising steps (default: the generator's)")
     add("--view-batch", type=int, metavar="N", help="views per pass: less memory, the same views (default: all)")
     add("--parity", action="store_true", help="sample exactly as the published program does, quirks and all")
-    add("--max-memory", type=_memory, metavar="6GB", help="of the generator on the device (default: no limit)")
     return add
 
 
@@ -261,6 +266,8 @@ def _add_running_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="of all random numbers (default %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default %(default)s)")
     add("--dtype", choices=_DTYPES, default="auto", help="of the networks (default %(default)s)")
+    memory_help = "the process's own on the CPU, else the device's; what does not fit is said (default: no limit)"
+    add("--max-memory", type=_memory, metavar="6GB", help=memory_help)
     add("--json", action="store_true", help="one JSON object per photo on stdout, nothing else there")
     add("--quiet", action="store_true", help="only failures on stderr")
 
@@ -277,11 +284,15 @@ _SETTING_NAMES = (
 
 
 def _settings(args: argparse.Namespace) -> LiftSettings:
-    return LiftSettings(**{name: getattr(args, name) for name in _SETTING_NAMES}, photos=tuple(args.side_photos or ()))
+    said = {name: getattr(args, name) for name in _SETTING_NAMES}
+    unsaid = [name for name in PROFILE_SETTINGS if said[name] is None]
+    given = tuple(name for name in PROFILE_SETTINGS if name not in unsaid)
+    chosen = {name: value for name, value in said.items() if name not in unsaid}
+    return LiftSettings(**chosen, photos=tuple(args.side_photos or ()), given=given)
 
 
 def _view_settings(args: argparse.Namespace) -> ViewSettings:
-    names = (*_PHOTO_NAMES, *_VIEW_NAMES, "cameras", "azimuths", "elevations")
+    names = (*_PHOTO_NAMES, *_VIEW_NAMES, "cameras", "azimuths", "elevations", "reuse_steps", "compile")
     return ViewSettings(**{name: getattr(args, name) for name in names})
 
 
@@ -297,13 +308,16 @@ def _lift(args: argparse.Namespace) -> int:
         raise SettingsError(f"--photo {settings.photos[0]} belongs to one photo, found {len(places)}. Give one.")
     pipe = _load(args, narrator, settings)
     failed = 0
-    for photo, place in places.items():
-        result = lift_to_folder(
-            pipe, photo, args.out / place, settings, on_stage=narrator.stages_of(str(photo)),
-            on_step=narrator.steps_of(str(photo)),
-        )  # fmt: skip
-        failed += result.status == "failed"
-        _tell(result, narrator, args.json)
+    from .trace import both, traced
+
+    with traced(args.trace) as traced_stage:
+        for photo, place in places.items():
+            result = lift_to_folder(
+                pipe, photo, args.out / place, settings, on_stage=both(narrator.stages_of(str(photo)), traced_stage),
+                on_step=narrator.steps_of(str(photo)),
+            )  # fmt: skip
+            failed += result.status == "failed"
+            _tell(result, narrator, args.json)
     return _outcome(failed, len(places), narrator)
 
 

@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -42,12 +43,12 @@ from .batch import LiftResult, asset_name, save_asset
 from .elevation import estimate_cameras
 from .foreground import Cutout, cut_out
 from .loading import WeightsRecord, build, check_commercial, fetch, weights_record
-from .paint import painted
+from .memory import CHUNKS, Memory, dtype_within, left_for_generator, memory_of
 from .photo import Photo, load_photo
 from .progress import OnStage, OnStep, Stopwatch, note_on_stderr
 from .provenance import PACKAGES, VIEW_PACKAGES, naming, own_version, package_versions, photo_record
 from .recipe import PipeRecipe
-from .settings import LiftSettings
+from .settings import LiftSettings, parse_memory
 from .shape import shaped
 from .sidephotos import parse_side
 from .texture import Pictures, TextureOptions, finished, photo_view
@@ -129,6 +130,7 @@ class ImageTo3D:
         dtype: number format of the network, such as ``float32``.
         dtype_reason: why it is that one.
         recipe: how it was loaded, for other processes to do the same; None for one that was put together by hand.
+        memory: what lifts may take, and what becomes smaller where it runs out.
     """
 
     recipe: PipeRecipe | None = None
@@ -149,6 +151,7 @@ class ImageTo3D:
         self.device = torch.device(device)
         self.dtype = str(dtype).removeprefix("torch.")
         self.dtype_reason = dtype_reason
+        self.memory = Memory(device=self.device)
 
     @classmethod
     def from_pretrained(
@@ -175,7 +178,9 @@ class ImageTo3D:
             revision: commit, branch or tag of the model's hub repository; embedded weights, folders and files have
                 none.
             commercial_ok: take only weights whose licence plainly allows commercial use.
-            max_memory: bytes, or words such as ``6GB``, that a run of the generator may take on the device.
+            max_memory: bytes, or words such as ``6GB``, that lifts may take: on the CPU of the process's own memory,
+                else on the device. Chooses number format, points and views per pass, and what stays on the device; see
+                `trilift.memory`.
             on_note: told one line for people when something is fetched, or when the licence is not a plain yes to
                 commercial use; by default such lines go to stderr.
 
@@ -183,11 +188,10 @@ class ImageTo3D:
             WeightsError: unknown or planned name, or weights that are missing, cannot be fetched, are damaged or do not
                 fit.
             SettingsError: ``views`` for a model that lifts the photo alone, ``revision`` given where there is none,
-                ``max_memory`` without ``views`` or not enough, unknown device or dtype, or ``commercial_ok`` and a
-                licence is not a plain yes.
+                ``max_memory`` is not enough, unknown device or dtype, or ``commercial_ok`` and a licence is not a plain
+                yes.
         """
-        if max_memory is not None and views is None:
-            raise SettingsError(f"max_memory={max_memory} is for view generators. Leave it out, or give views, too.")
+        limit = None if max_memory is None else parse_memory(max_memory)
         note = on_note or note_on_stderr
         source = registry.resolve(name_or_folder)
         if views is not None:
@@ -202,7 +206,10 @@ class ImageTo3D:
         files = fetch(source, revision, note)
         if commercial_ok:
             check_commercial(weights_record(files, None))
-        model, torch_dtype, reason = build(files, torch_device, dtype)
+        asked = dtype_within(dtype, torch_device, files.weights.stat().st_size, limit)
+        model, torch_dtype, reason = build(files, torch_device, asked)
+        if asked != dtype:
+            reason = f"{dtype}: a copy in bf16 would not fit within --max-memory"
         record = weights_record(files, getattr(model, "architecture", "tiny"))
         if views is not None and not isinstance(model, ViewsModel):
             raise chain.refuse(str(views), record.name)
@@ -211,11 +218,13 @@ class ImageTo3D:
         generator = None
         if views is not None:
             generator = PhotoToViews.from_pretrained(
-                views, device=device, dtype=dtype, commercial_ok=commercial_ok, max_memory=max_memory, on_note=note
-            )
+                views, device=device, dtype=dtype, commercial_ok=commercial_ok,
+                max_memory=left_for_generator(limit, model, torch_device), on_note=note,
+            )  # fmt: skip
         pipe = cls(
             model, generator=generator, weights=record, device=torch_device, dtype=torch_dtype, dtype_reason=reason
         )
+        pipe.memory = memory_of(limit, model, generator, torch_device)
         pipe.recipe = PipeRecipe(
             str(name_or_folder), None if views is None else str(views), device, dtype, revision, commercial_ok,
             max_memory,
@@ -357,6 +366,7 @@ class ImageTo3D:
         self, source: PhotoSource, settings: LiftSettings, on_stage: OnStage | None, on_step: OnStep | None
     ) -> Asset:
         self.check(settings)
+        memory = self.memory.begun(settings.resolution)
         watch = Stopwatch(on_stage)
         with watch.stage("load"):
             photo = load_photo(source)
@@ -364,16 +374,18 @@ class ImageTo3D:
             with watch.stage("cutout"):
                 cutout = self._cut_out(photo, settings)
                 given = self._side_views(cutout, settings) if settings.photos else self._read_views(settings)
-            tries = self._tries(cutout, given, settings, watch, on_step)
+            tries = self._tries(cutout, given, settings, watch, on_step, memory)
             best = max(tries, key=lambda each: each.score)
             seen, reconstruction = best.seen, best.made
             with watch.stage("mesh"):
-                mesh, report = extract_mesh_with_report(
-                    reconstruction.field,
-                    mesh_resolution=settings.resolution,
-                    threshold=_threshold(settings, reconstruction.field),
-                    keep_pieces=settings.keep,
-                )
+                threshold = _threshold(settings, reconstruction.field)
+                mesh, report = memory.by_points(
+                    "taking the surface",
+                    lambda chunk_size: extract_mesh_with_report(
+                        reconstruction.field, mesh_resolution=settings.resolution, threshold=threshold,
+                        keep_pieces=settings.keep, chunk_size=chunk_size,
+                    ),
+                )  # fmt: skip
             fine = mesh
             mesh, mended = shaped(mesh, reconstruction.field, settings, stage=watch.stage)
             textured, normal_map = None, None
@@ -385,11 +397,12 @@ class ImageTo3D:
                     )  # fmt: skip
                     if settings.normal_map:
                         normal_map = bake_normal_map(mesh, fine, settings.texture_size)
-            elif settings.photos and seen is not None:
-                with watch.stage("paint"):
-                    mesh = painted(mesh, seen.views.to("cpu"))
             with watch.stage("check"):
-                checks = quality_checks(mesh, reconstruction, cutout, None if seen is None else seen.views)
+                views = None if seen is None else seen.views
+                checks = memory.by_points(
+                    "comparing with the photo",
+                    lambda chunk_size: quality_checks(mesh, reconstruction, cutout, views, chunk_size=chunk_size),
+                )
                 if seen is not None and seen.photo_camera is None:
                     del checks["input_psnr"]  # from where the photo was taken is not known
         record = self._record(photo, settings, reconstruction, watch)
@@ -403,6 +416,7 @@ class ImageTo3D:
         if settings.best_of > 1:
             record["best_of"] = {"by": best.by, "kept": tries.index(best), "tries": [each.told() for each in tries]}
         record["warnings"] = [*photo.notes, *cutout.warnings, *said, *report.warnings, *mended, *_warnings(checks)]
+        record["warnings"] += memory.warnings
         if seen is not None and seen.record is not None:
             record["views"] = seen.record
         views = None if seen is None else seen.generated or seen.views
@@ -412,8 +426,9 @@ class ImageTo3D:
         )  # fmt: skip
 
     def _tries(
-        self, cutout: Cutout, given: _Seen | None, settings: LiftSettings, watch: Stopwatch, on_step: OnStep | None
-    ) -> list[_Try]:
+        self, cutout: Cutout, given: _Seen | None, settings: LiftSettings, watch: Stopwatch, on_step: OnStep | None,
+        memory: Memory,
+    ) -> list[_Try]:  # fmt: skip
         """One lift, or ``best_of`` of them with other seeds and elevations, the plain one first."""
         began = time.monotonic()
         tries: list[_Try] = []
@@ -427,11 +442,11 @@ class ImageTo3D:
             seen = given
             if self.generator is not None:
                 with watch.stage("views"):
-                    seen = self._make_views(self.generator, cutout, changed, on_step)
+                    seen = self._make_views(self.generator, cutout, changed, on_step, memory)
                 if guessed:
                     seen = replace(seen, estimated=True, record={**(seen.record or {}), "elevation_estimated": True})
             with watch.stage("network"):
-                made = self._reconstruct(cutout, seen, changed)
+                made = memory.whole("the network", partial(self._reconstruct, cutout, seen, changed))
             if guessed and "elevation" not in made.estimated:
                 made = replace(made, estimated=("elevation", *made.estimated))
             tries.append(_Try(changed.seed, seen, made, *_score(made, cutout, settings)))
@@ -520,7 +535,7 @@ class ImageTo3D:
         return _Seen(chain.handed_on(pair, views), record={"written_by": written, "chain": pair.as_record()})
 
     def _make_views(
-        self, generator: PhotoToViews, cutout: Cutout, settings: LiftSettings, on_step: OnStep | None
+        self, generator: PhotoToViews, cutout: Cutout, settings: LiftSettings, on_step: OnStep | None, memory: Memory
     ) -> _Seen:
         """Generated views, as the model is given them."""
         pair = chain.find_pair(generator.family, self._family)
@@ -529,7 +544,14 @@ class ImageTo3D:
             from multiview.zero123 import Targets
 
             targets = Targets(pair.azimuths_deg, pair.elevations_deg)
-        made = generator.generate(cutout, settings.view_settings(), targets=targets, on_step=on_step)
+        wanted = settings.view_settings()
+        made = memory.by_views(
+            "making views",
+            lambda batch: generator.generate(
+                cutout, wanted.replaced(view_batch=batch), targets=targets, on_step=on_step
+            ),
+            wanted.view_batch,
+        )
         photo = None
         fov_deg = made.photo_fov_deg if settings.fov is None else cutout.crop_fov_deg(settings.fov)
         camera = chain.photo_camera(generator.family, made.views.cameras, made.elevation_deg, fov_deg)
@@ -704,7 +726,7 @@ def _score(made: Reconstruction, cutout: Cutout, settings: LiftSettings) -> tupl
 
 
 def quality_checks(
-    mesh: Mesh, made: Reconstruction, cutout: Cutout, views: Views | None = None
+    mesh: Mesh, made: Reconstruction, cutout: Cutout, views: Views | None = None, *, chunk_size: int = CHUNKS[0]
 ) -> dict[str, float | bool]:
     """What can be said about a result without knowing the object.
 
@@ -713,6 +735,7 @@ def quality_checks(
         made: what it was taken from.
         cutout: of the photo.
         views: what the model saw in place of the photo, None when it saw that.
+        chunk_size: points per pass through the field; changes memory, never results.
 
     Returns:
         ``silhouette_iou``: overlap over union, 0 to 1, of the mesh seen by the source camera and the cut-out (in the
@@ -727,17 +750,21 @@ def quality_checks(
         cameras = views.cameras.to("cpu")
         overlaps = [_overlap(mesh, cameras.select([i]), alpha) for i, alpha in enumerate(small)]
     checks: dict[str, float | bool] = {"silhouette_iou": round(sum(overlaps) / len(overlaps), 4)}
-    checks["input_psnr"] = round(seen_psnr(made, cutout), 2)
+    checks["input_psnr"] = round(seen_psnr(made, cutout, chunk_size=chunk_size), 2)
     if (expected := expected_overlap(made.field)) is not None:
         checks["expected_iou"] = round(expected, 4)
     return {**checks, "watertight": mesh.is_watertight}
 
 
 @torch.no_grad()
-def seen_psnr(made: Reconstruction, cutout: Cutout) -> float:
+def seen_psnr(made: Reconstruction, cutout: Cutout, *, chunk_size: int = CHUNKS[0]) -> float:
     """PSNR in dB of a field rendered by its source camera against the cut-out, both over white, 48 px; 60 at most."""
     rgba = cutout.to_tensor(_PSNR_SIZE)
-    seen = render(made.field, made.camera, _PSNR_SIZE, _PSNR_SIZE, samples_per_ray=_PSNR_SIZE).images[0].float().cpu()
+    drawn = render(
+        made.field, made.camera, _PSNR_SIZE, _PSNR_SIZE, samples_per_ray=_PSNR_SIZE,
+        chunk_size=max(chunk_size // _PSNR_SIZE, 1),
+    )  # fmt: skip
+    seen = drawn.images[0].float().cpu()
     error = (seen.clamp(0, 1) - (rgba[:3] * rgba[3:] + 1 - rgba[3:])).square().mean()
     return float(-10 * error.clamp(min=1e-6).log10())
 

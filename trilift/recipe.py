@@ -50,18 +50,16 @@ class PipeRecipe:
         return replace(self, device=device)
 
     def unloaded(self, record: dict[str, Any]) -> Judge | None:
-        """The pipeline without its network, good for fingerprints alone.
+        """The pipeline without its networks, good for fingerprints alone.
 
         Args:
             record: of an asset that such a pipeline made. Its architecture is what the same weights have, and where
                 ``auto`` chose the number format, it chose that one on such a device.
 
         Returns:
-            None where it cannot be known without loading: other weights, a view generator, another number format.
+            None where it cannot be known without loading: other weights, another view generator, another number format.
         """
-        if self.views is not None:
-            return None
-        from multiview.devices import DTYPES, pick_device
+        from multiview.devices import pick_device
 
         from . import registry
         from .loading import check_commercial, fetch, weights_record
@@ -69,9 +67,7 @@ class PipeRecipe:
 
         try:
             dtype, device = str(record["dtype"]), str(record["device"]).partition(":")[0]
-            if self.dtype != "auto" and str(DTYPES.get(self.dtype)).removeprefix("torch.") != dtype:
-                return None
-            if pick_device(self.device).type != device:
+            if not self._takes(dtype) or pick_device(self.device).type != device:
                 return None
             weights = weights_record(
                 fetch(registry.resolve(self.model), self.revision), str(record["model"]["architecture"])
@@ -80,12 +76,39 @@ class PipeRecipe:
                 return None
             if self.commercial_ok:
                 check_commercial(weights)
+            empty: Any = _NoNetwork(weights.name)
+            pipe = ImageTo3D(empty, weights=weights)
+            pipe.dtype = dtype
+            if self.views is not None:
+                pipe.generator = self._unloaded_generator(record["views"])
         except (TriliftError, OSError, KeyError, TypeError, AttributeError):
             return None  # not a record of ours, or loading will say what is wrong
+        return None if self.views is not None and pipe.generator is None else pipe
+
+    def _takes(self, dtype: str) -> bool:
+        """Whether this is the number format that networks would have, or ``auto`` may have chosen it."""
+        from multiview.devices import DTYPES
+
+        return self.dtype == "auto" or str(DTYPES.get(self.dtype)).removeprefix("torch.") == dtype
+
+    def _unloaded_generator(self, record: dict[str, Any]) -> Any:
+        """The view generator without its networks, None where it is not the one of ``record``."""
+        from . import registry
+        from .generators import fetch_generator, generator_record
+        from .loading import check_commercial
+        from .views import PhotoToViews
+
+        assert self.views is not None, "asked for with a generator only"
+        dtype = str(record["dtype"])
+        weights = generator_record(fetch_generator(registry.resolve(self.views), None))
+        if not self._takes(dtype) or asdict(weights) != record["generator"]:
+            return None
+        if self.commercial_ok:
+            check_commercial(weights)
         empty: Any = _NoNetwork(weights.name)
-        pipe = ImageTo3D(empty, weights=weights)
-        pipe.dtype = dtype
-        return pipe
+        generator = PhotoToViews(empty, weights=weights)
+        generator.dtype = dtype
+        return generator
 
 
 @dataclass(frozen=True)
@@ -138,9 +161,9 @@ def empty_caches() -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, here or on an accelerator.
 
-    Torch has its own kind for accelerators; of the CPU's memory it says so in words, and so does numpy.
+    Torch has its own kind for accelerators; of the CPU's memory it says so in words, and so do numpy and C++ libraries.
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    words = ("out of memory", "can't allocate memory", "not enough memory", "unable to allocate")
+    words = ("out of memory", "can't allocate memory", "not enough memory", "unable to allocate", "bad_alloc")
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)

@@ -132,7 +132,7 @@ def test_a_folder_of_photos_loads_the_generator_once_and_resumes(
         ("instantmesh", ["--views", "{}/zero123plus", "--views-dir", "v"], cli.USAGE, "exclude each other"),
         ("instantmesh", [], cli.USAGE, "--views NAME to have views generated"),
         ("triposr", ["--guidance", "3"], cli.USAGE, "guidance: of generated views, and there are none without --views"),
-        ("triposr", ["--max-memory", "1GB"], cli.USAGE, "max_memory=1000000000 is for view generators"),
+        ("triposr", ["--max-memory", "10MB"], cli.USAGE, "--max-memory 0.01 GB: a lift at --resolution 16 needs about"),
         ("instantmesh", ["--views", "{}/zero123plus", "--max-memory", "10KB"], cli.USAGE, "--max-memory"),
     ],
 )  # fmt: skip
