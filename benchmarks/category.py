@@ -124,7 +124,7 @@ def prepare(stages: Stages, packed: Sequence[Path], split: dict[str, list[str]])
 
 
 def train(stages: Stages, folders: tuple[list[Path], list[Path]], args: argparse.Namespace) -> None:
-    """The base, then both fine-tunes of it."""
+    """The base, then the fine-tunes of it."""
     out = stages.out
     base, tune = (",".join(str(folder) for folder in part) for part in folders)
     share = ",".join("1" for _ in folders[0])
@@ -140,24 +140,25 @@ def train(stages: Stages, folders: tuple[list[Path], list[Path]], args: argparse
         f"val='{args.val}'",
         *args.tune,
     ]
-    stages.run("rehearsed", *tuned, out / "rehearsed", *words, f"rehearsal=[{base}]")
-    stages.run("tuned", *tuned, out / "tuned", *words)
+    extra = {"tuned": (), "rehearsed": (f"rehearsal=[{base}]",)}
+    for name in args.models:
+        stages.run(name, *tuned, out / name, *words, *extra[name])
 
 
-def judge(stages: Stages, meshes: Path, split: dict[str, list[str]]) -> dict[str, Any]:
-    """`trilift eval` of all three on both sets, and the paired differences."""
+def judge(stages: Stages, meshes: Path, split: dict[str, list[str]], models: Sequence[str]) -> dict[str, Any]:
+    """`trilift eval` of the base and its fine-tunes on both sets, and the paired differences."""
     found: dict[str, Any] = {}
     for part in ("test", "others"):
         folder = linked(split[part], meshes, stages.out / part)
         marks = {}
-        for model in ("base", *TUNED):
+        for model in ("base", *models):
             place = stages.out / f"eval-{part}-{model}"
             stages.run(
                 place.name, "trilift", "eval", folder, "-o", place, "--model", stages.out / model / "model",
                 "--answers", "ours", "--quiet",
             )  # fmt: skip
             marks[model] = scores(place)
-        found |= {f"{part} {model}": paired(marks["base"], marks[model]) for model in TUNED}
+        found |= {f"{part} {model}": paired(marks["base"], marks[model]) for model in models}
     return found
 
 
@@ -174,12 +175,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=200, help="objects to tune on (default %(default)s)")
     parser.add_argument("--base", nargs="*", default=["steps=900", "rendered_share=0.2"], metavar="K=V")
     parser.add_argument("--tune", nargs="*", default=["steps=600"], metavar="K=V")
+    parser.add_argument("--models", nargs="+", choices=TUNED, default=TUNED, help="which fine-tunes (default both)")
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     split = split_category(args.objects / "manifest.csv", args.category, args.count)
     stages = Stages(args.out)
     train(stages, prepare(stages, args.packed, split), args)
-    found = judge(stages, args.objects, split)
+    found = judge(stages, args.objects, split, args.models)
     write_json_whole(args.out / "category.json", {"category": args.category, "seconds": stages.seconds, **found})
     for name, row in found.items():
         low, high = row["interval_95"]

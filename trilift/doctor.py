@@ -31,12 +31,12 @@ NEEDED = (
     ("safetensors", "safetensors", "reading weights"),
     ("huggingface_hub", "huggingface_hub", "fetching published models"),
     ("yaml", "pyyaml", "reading their configs"),
-    ("mcubes", "PyMCubes", "taking the surface"),
     ("trimesh", "trimesh", "reading meshes"),
 )
 # Import name, what to install, what it gives.
 OPTIONAL = (
     ("rembg", "rembg", "learned background removal"),
+    ("mcubes", "PyMCubes", "the trivial answers of trilift eval"),
     ("fast_simplification", "fast-simplification", "--faces N"),
     ("gradio", "gradio", "trilift demo"),
     ("imageio_ffmpeg", "'trilift[video]'", "turntables as mp4"),
