@@ -8,7 +8,7 @@ Measured in one process, after warm-up, as the median of some runs with their ra
 - SyncDreamer's sixteen views over all steps of the schedule, networks of the published sizes (filled), in the ways that
   `multiview.fastrun` knows, against the plain one: fp32, one view and one half of the guidance at a time, nothing kept.
 
-It needs torch, numpy and safetensors, and for the mesh PyMCubes and scipy; no diffusers. ``--small`` runs all of it in
+It needs torch, numpy and safetensors, and for the mesh scipy; no diffusers. ``--small`` runs all of it in
 seconds on any machine, to see that it runs; its figures mean nothing.
 """
 
@@ -193,7 +193,7 @@ def on(device: torch.device, one: TriplaneField) -> TriplaneField:
 def measure_lift(device: torch.device, sizes: Sizes, compiling: bool) -> list[dict[str, Any]]:
     """One picture to a mesh, by stage: rows of ``way``, ``copy``, ``network``, ``mesh`` and ``all``.
 
-    The mesh is left out where PyMCubes or scipy is missing.
+    The mesh is left out where scipy is missing.
     """
     config = sizes.triposr
     picture = torch.rand(1, 3, config.image_size, config.image_size, generator=_seeded(1))
@@ -228,7 +228,7 @@ def measure_lift(device: torch.device, sizes: Sizes, compiling: bool) -> list[di
 
 def _mesh_timing(device: torch.device, one: TriplaneField, sizes: Sizes) -> Timing | None:
     """Seconds of taking a mesh, None where what it needs is missing."""
-    if any(importlib.util.find_spec(name) is None for name in ("mcubes", "scipy")):
+    if importlib.util.find_spec("scipy") is None:
         return None
     from lrm.mesh import extract_mesh
 
@@ -467,7 +467,7 @@ def _lift_line(row: dict[str, Any], rates: dict[str, float]) -> str:
     )
     rate = rates.get("fp32 TFLOP/s" if row["way"] == "fp32" else "bf16 TFLOP/s")
     floor = "" if rate is None else f", network's floor {row['tflop'] / rate:.4f}"
-    whole = "no mesh: PyMCubes or scipy is missing" if row["all"] is None else f"all {row['all']:.4f}"
+    whole = "no mesh: scipy is missing" if row["all"] is None else f"all {row['all']:.4f}"
     return f"  {row['way']:18}{stages}{floor}, {whole}{_failed(row)}"
 
 

@@ -370,9 +370,14 @@ class Page:
         idle = {self.turn: gr.update(interactive=True), self.cancel: gr.update(interactive=False)}
         yield {self.turn: gr.update(interactive=False), self.cancel: gr.update(interactive=True)}
         with self._saying() as said:
-            for now in self.lifting.turn(self.sessions.of(request.session_hash)):
+            session = self.sessions.of(request.session_hash)
+            for now in self.lifting.turn(session):
                 if isinstance(now, Done):
-                    shown = self._shown(now.value)
+                    result = session.shown
+                    if result is None or result is not now.value:  # the visitor looks at another one by now
+                        yield {self.status: words.said_html("The other object's turntable is drawn."), **idle}
+                        return
+                    shown = self._shown(result)
                     kept = {part: shown[part] for part in (self.status, self.turntable, self.files)}
                     yield {**kept, **idle, self.turn: gr.update(visible=False, interactive=True)}
                     return

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trilift import Asset, TriliftError
+from trilift import Asset, LiftResult, TriliftError
 from trilift.asset import write_png
 from trilift.turntable import turn_saved, view_bytes
 
@@ -62,7 +62,9 @@ class Lifting:
 
         for now in self._watched(session, job, work):
             if isinstance(now, Snapshot) and now.news:  # what was overtaken before anybody saw it is left out
-                now = replace(now, news=(_pictures(now.news[-1], session.fresh("previews")),))
+                # Whoever has left has no folder any more, and shall not get one again.
+                news = () if job.stopping else (_pictures(now.news[-1], session.fresh("previews")),)
+                now = replace(now, news=news)
             yield now
 
     def turn(self, session: Session) -> Iterator[Snapshot | Done]:
@@ -128,7 +130,10 @@ class Lifting:
             return _packed(out, session.folder, place / f"{Path(archive.name).stem}-results.zip")
 
         try:
-            yield from self._watched(session, job, work)
+            for now in self._watched(session, job, work):
+                if isinstance(now, Snapshot):  # a generator's views are no news of a folder
+                    now = replace(now, news=tuple(each for each in now.news if isinstance(each, LiftResult)))
+                yield now
         finally:
             for used in ("photos", "results"):
                 shutil.rmtree(place / used, ignore_errors=True)

@@ -360,13 +360,18 @@ class _Rays:
     truth: Tensor
 
     @classmethod
-    def of(cls, views: Views) -> _Rays:
+    def of(cls, views: Views, some: Callable[[int], Tensor] | None = None) -> _Rays:
+        """All of them, or those whose numbers, of so many, ``some`` gives; only these are held in memory."""
         height, width = views.image_size
         near = F.max_pool2d(views.alpha, 2 * _RING + 1, 1, _RING) > 0
-        parts = []
+        picked = None if some is None else some(int(near.sum())).to(near.device)
+        parts, first = [], 0
         for index in range(len(views)):
             origins, directions = rays(views.cameras.select([index]), height, width)
-            chosen = near[index, 0].reshape(-1)
+            chosen = near[index, 0].reshape(-1).nonzero()[:, 0]
+            if picked is not None:
+                own = picked[(picked >= first) & (picked < first + len(chosen))] - first
+                first, chosen = first + len(chosen), chosen[own]
             rgba = torch.cat([views.images[index] * views.alpha[index], views.alpha[index]]).reshape(4, -1).T
             parts.append((origins[0][chosen], directions[0][chosen], rgba[chosen]))
         return cls(*(torch.cat([part[i] for part in parts]) for i in range(3)))
@@ -420,12 +425,11 @@ def _optimise(
 
 def _calibrated(field: LatticeField, views: Views, generator: torch.Generator) -> LatticeField:
     """The field with its surface at the level whose silhouettes agree best with the pictures'."""
-    seen = _Rays.of(views)
-    chosen = torch.randperm(len(seen.truth), generator=generator)[:_LEVEL_RAYS].to(field.device)
-    ends = zip(seen.origins[chosen].split(1 << 12), seen.directions[chosen].split(1 << 12), strict=True)
+    seen = _Rays.of(views, lambda count: torch.randperm(count, generator=generator)[:_LEVEL_RAYS])
+    ends = zip(seen.origins.split(1 << 12), seen.directions.split(1 << 12), strict=True)
     peaks = torch.cat([_highest(field, *some) for some in ends])
     levels = _LEVELS.to(peaks)
-    filled, wanted = peaks > levels[:, None], seen.truth[chosen, 3] > 0.5
+    filled, wanted = peaks > levels[:, None], seen.truth[:, 3] > 0.5
     overlap = (filled & wanted).sum(1) / (filled | wanted).sum(1).clamp(min=1)
     return _field(field.lattice, (field.raw - levels[overlap.argmax()]).clamp(-_SURE, _SURE), field.raw_color)
 

@@ -323,7 +323,7 @@ def _conjugate_gradients(
             break
         eased = helper(residual)
         slope = _dots(residual, eased)
-        direction *= slope / before
+        direction *= np.where(active, slope / before, 0)
         direction += eased
         pushed = np.stack([system @ row for row in direction])
         bend = _dots(direction, pushed)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -259,16 +259,27 @@ class SyncRun:
         dtype = module_dtype(self.volume)
         timestep, views = self.unet.times[step : step + 1], self.views.to(dtype)
         fresh, found = self.unet.is_fresh(step), []
+        volumes: Volumes
         volume = self._spatial(latents.to(dtype), timestep, views, self._geometry) if fresh else None
         for piece in pieces:
             if volume is not None:
-                volumes: Volumes = self._frustum(volume, timestep, views, range(N_VIEWS)[piece], self._geometry)
+                volumes = self._frustum(volume, timestep, *self._seen_by(piece, views))
                 if self.options.reuse_steps > 1:
                     self._kept[piece.start] = finest(volumes)
             else:
                 volumes = self._kept[piece.start]
             found.append(self.unet.predict(step, latents[piece], self.beside, piece, volumes))
         return torch.cat(found, 1)
+
+    def _seen_by(self, piece: slice, views: Tensor) -> tuple[Tensor, range, Geometry | None]:
+        """Views, indices and geometry of a piece, as `VolumeNetwork.frustum_volumes` takes them.
+
+        The piece is cut out here: `torch.compile` would compile its function for every one of them.
+        """
+        if self._geometry is None:
+            return views, range(N_VIEWS)[piece], None
+        own = views[piece]
+        return own, range(len(own)), replace(self._geometry, frustums=self._geometry.frustums[piece])
 
 
 def finest(volumes: Volumes) -> Volumes:

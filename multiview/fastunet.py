@@ -372,6 +372,8 @@ def fast_unet(unet: Any) -> FastUNet | None:
     theirs = dict(unet.named_parameters())
     if ours != {name: tuple(tensor.shape) for name, tensor in theirs.items()}:
         return None
+    for name, tensor in made.named_parameters():
+        tensor.requires_grad_(theirs[name].requires_grad)  # else load_state_dict would set theirs by ours
     made.load_state_dict(theirs, strict=True, assign=True)  # parameters stay the objects that they are
     return made.eval()
 
@@ -387,6 +389,8 @@ def same_parameters(ours: FastUNet, unet: Any) -> bool:
 def _watched(unet: Any) -> bool:
     """Whether calls of a network's modules would do more, or other, than the modules say."""
     if any(type(one).__name__ not in _PROCESSORS for one in unet.attn_processors.values()):
+        return True
+    if any(getattr(level, name, None) for level in unet.up_blocks for name in ("s1", "s2", "b1", "b2")):  # FreeU
         return True
     return any(
         module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in unet.modules()

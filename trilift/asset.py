@@ -188,7 +188,8 @@ class Asset:
 
 
 def levels_of_detail(mesh: Mesh, count: int, *, watertight: bool = False) -> list[Mesh]:
-    """``count`` meshes, each with half the triangles of the one before, and half the texture's side if it has one.
+    """``count`` meshes, each with half the triangles of the one before, and half the texture's side if it has one (more
+    where its faces would have no room).
 
     Colours are those of the nearest place on ``mesh``, its texture included, so that what was painted on stays.
 
@@ -210,7 +211,9 @@ def levels_of_detail(mesh: Mesh, count: int, *, watertight: bool = False) -> lis
         level = decimated(last, max(len(last.faces) // 2, 4), colors_from=mesh)
         level = repaired(level)[0] if watertight else level
         if mesh.texture is not None:
-            level = textured_like(level, mesh, max(mesh.texture.shape[0] >> number, _LEAST_TEXTURE))
+            # Of surfaces that no charts are found for, every two faces need a cell of two texels a side.
+            room = 2 * math.ceil(math.sqrt((len(level.faces) + 1) // 2))
+            level = textured_like(level, mesh, max(mesh.texture.shape[0] >> number, _LEAST_TEXTURE, room))
         levels.append(level)
     return levels
 

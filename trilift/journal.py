@@ -189,7 +189,7 @@ def append_lines(path: Path, lines: Sequence[str]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = not path.exists()
-        with open(path, "ab+", buffering=0) as file, _locked(file.fileno()):
+        with open(path, "ab+", buffering=0) as file, locked(file.fileno()):
             end = file.seek(0, os.SEEK_END)
             if end > 0:
                 file.seek(end - 1)
@@ -212,8 +212,8 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _locked(fd: int) -> Iterator[None]:
-    """No other process appends meanwhile, where the file system has locks."""
+def locked(fd: int) -> Iterator[None]:
+    """No other process that asks for it has this file meanwhile, where the file system has locks."""
     try:
         import fcntl
     except ImportError:

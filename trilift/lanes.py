@@ -141,10 +141,11 @@ class Lanes:
     ) -> None:
         batch = batch_size or (1 if str(getattr(pipe, "device", "cpu")).startswith("cpu") else 8)
         generates = getattr(pipe, "generator", None) is not None  # such pipelines keep state between steps
-        batch = 1 if generates else batch
+        limited = getattr(getattr(pipe, "memory", None), "limit", None) is not None  # planned for one lift at a time
+        batch = 1 if generates or limited else batch
         self._pipe = _shared(pipe, batch)
         self._lift = lift
-        self.size = _LANES + batch - 1
+        self.size = 1 if limited else _LANES + batch - 1
         self._line = Line((1, batch, 1, 1))
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()

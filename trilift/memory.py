@@ -214,7 +214,9 @@ def own_bytes(device: torch.device) -> int:
     Where the system does not tell what is a process's own (not Linux), its highest resident size is taken.
     """
     if on_accelerator(device):
-        return int(torch.accelerator.memory_allocated(device))
+        module: Any = torch.get_device_module(device)  # torch.accelerator tells it from 2.9 on, for MPS later still
+        ask = getattr(module, "memory_allocated", None)
+        return int(module.current_allocated_memory() if ask is None else ask(device))
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text("ascii", "replace").splitlines():

@@ -309,8 +309,11 @@ class ImageTo3D:
 
         Raises:
             SettingsError: views for a model that takes the photo alone, or none for one that takes views; views of two
-                kinds; or how views are to be generated where none are.
+                kinds; how views are to be generated where none are; or a resolution that ``max_memory`` is not enough
+                for.
         """
+        if self.memory.limit is not None:
+            self.memory.plan(settings.resolution)
         if self.generator is not None:
             if not self.takes_views:
                 raise chain.refuse(self.generator.weights.name, self.weights.name)
@@ -550,7 +553,7 @@ class ImageTo3D:
             lambda batch: generator.generate(
                 cutout, wanted.replaced(view_batch=batch), targets=targets, on_step=on_step
             ),
-            wanted.view_batch,
+            wanted.view_batch or getattr(generator.model, "view_batch_size", None),
         )
         photo = None
         fov_deg = made.photo_fov_deg if settings.fov is None else cutout.crop_fov_deg(settings.fov)

@@ -118,9 +118,11 @@ def run_ray(
             reader = _Reader(_rows(chain([first], stream), str(out), settings, loader, book, actors))
             clean = yield from _written_down(reader, store, lambda: book.stop.remote())
     finally:
-        claims.close(clean)
-        if fetched:  # else a shorter log would take the place of the one that could not be read
-            _report(store, photos, None if count is None else count())
+        try:
+            if fetched:  # else a shorter log would take the place of the one that could not be read
+                _report(store, photos, None if count is None else count())
+        finally:
+            claims.close(clean)
 
 
 class _Reader:

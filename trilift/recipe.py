@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -155,7 +156,8 @@ def empty_caches() -> None:
     gc.collect()
     clear = getattr(torch.accelerator, "empty_cache", None)  # torch 2.9 or newer
     if clear is not None and torch.accelerator.is_available():
-        clear()
+        with contextlib.suppress(RuntimeError):  # Apple's, before a release of torch that has it
+            clear()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -217,7 +217,8 @@ class LiftSettings(_Settings):
         smooth: passes of smoothing that keeps the volume, 0 to 200.
         remesh: ``isotropic``: triangles of even size; ``quads``: in pairs, by Instant Meshes (extra ``quads``).
         watertight: whether to make sure, through manifold3d, that the mesh is closed, manifold and outward.
-        lods: further levels of detail, 0 to 4, each with half the triangles (and texels a side) of the one before.
+        lods: further levels of detail, 0 to 4, each with half the triangles (and half the texels a side,
+            where its charts fit into them) of the one before.
         roughness: of the material, 0 to 1.
         splats: how many Gaussians the format ``splats`` writes at most, 100 to 5,000,000.
         turntable_formats: of `TURNTABLE_FORMATS`; None for gif, and mp4 where the extra ``video`` is installed.

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from multiview.errors import ImageError, OutputError, SettingsError
 from multiview.files import written_whole
 
-from .journal import RESULTS_FILE
+from .journal import RESULTS_FILE, locked
 from .photo import MASK_ENDING, MAX_FILE_BYTES, PHOTO_SUFFIXES
 from .sources import (
     RECORDS,
@@ -40,6 +40,7 @@ SEGMENT_BYTES = 256 * 1024
 """Of a log in object storage, about 350 rows; more would be written again and again, fewer would be many objects."""
 _SEGMENTS = ".results"  # their folder; in the run's own they would have to be looked for among all its assets
 _SEGMENT = re.compile(r"(\d{15})\.jsonl")
+_FETCH_LOCK = ".fetch.lock"
 _WEB = ("http://", "https://")
 
 
@@ -124,9 +125,18 @@ def _list_items(system: Any, path: str, url: str) -> Iterator[PhotoItem]:
         yield from listed_items(copy, lambda line, place: _listed(line, place, url))
 
 
+def _is_here(url: str) -> bool:
+    """Whether a URL, or a part of one that fsspec chains (``zip://a.png::/home/x.zip``), names a file here."""
+    parts = [part for part in url.split("::") if "://" in part or not part.isalnum()]
+    return any("://" not in part or part.split("://")[0].lower() in ("file", "local") for part in parts)
+
+
 def _listed(line: str, place: str, url: str) -> PhotoItem:
     """The photo of one line of the list at ``url``."""
     if is_url(line):
+        if _is_here(line) and not _is_here(url):
+            text = f"{line}: leads from the list {url} to a file of this machine. Put the list on this machine, too."
+            return PhotoItem(line, place, problem=text)
         return PhotoItem(line, place, url=line)
     scheme, _, rest = _without_query(url).partition("://")
     folder = posixpath.dirname(rest)
@@ -255,12 +265,21 @@ class RemoteLog:
         self._is_other = False  # what is there is not the beginning of ours, and has to be replaced
 
     def fetch(self) -> None:
-        """Bring the log here when it is longer there; what is known to be there is not uploaded again."""
+        """Bring the log here when it is longer there; what is known to be there is not uploaded again.
+
+        Processes of this machine that begin together do so one after the other: a second copy, put in place later,
+        would take away what the first process has appended meanwhile.
+        """
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._file.with_name(_FETCH_LOCK), "ab") as lock, locked(lock.fileno()):
+            self._fetch()
+
+    def _fetch(self) -> None:
         pieces = self._pieces()
         there = max((piece.end for piece in pieces), default=0)
         if there > self._size():
             self._bring(pieces)
-        elif pieces and not self._is_ours(max(pieces, key=lambda piece: piece.end)):
+        elif there and not self._is_ours(max(pieces, key=lambda piece: piece.end)):
             self._is_other = True
             return
         self._whole = next((piece.size for piece in pieces if piece.name == RESULTS_FILE), None)
@@ -293,7 +312,8 @@ class RemoteLog:
             self._whole, self._is_other = size, False
         for piece in self._pieces():
             if piece.name != RESULTS_FILE and piece.end <= size:
-                self._system.rm_file(f"{self._path}/{piece.name}")
+                with contextlib.suppress(FileNotFoundError):  # another process of this run ends, too
+                    self._system.rm_file(f"{self._path}/{piece.name}")
         self._start = self._end = max(size, self._end)
 
     def _pieces(self) -> list[_Piece]:

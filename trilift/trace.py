@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from multiview.files import written_whole
@@ -31,18 +31,25 @@ def traced(path: Path | None) -> Iterator[OnStage]:
     from torch.profiler import ProfilerActivity, profile, record_function
 
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.accelerator.is_available() else [])]
-    with profile(activities=kinds) as recorded, ExitStack() as stage:
+    recorded = profile(activities=kinds)
 
-        def tell(name: str) -> None:
-            stage.close()  # a stage ends where the next one begins
-            stage.enter_context(record_function(f"stage: {name}"))
+    def write() -> None:
+        with written_whole(path) as aside:
+            recorded.export_chrome_trace(str(aside))
 
-        try:
+    try:
+        with recorded, ExitStack() as stage:
+
+            def tell(name: str) -> None:
+                stage.close()  # a stage ends where the next one begins
+                stage.enter_context(record_function(f"stage: {name}"))
+
             yield tell
-        finally:
-            stage.close()
-    with written_whole(path) as aside:
-        recorded.export_chrome_trace(str(aside))
+    except BaseException:
+        with suppress(Exception):  # what went wrong inside is what must be heard
+            write()
+        raise
+    write()
 
 
 def both(first: OnStage | None, second: OnStage) -> OnStage:

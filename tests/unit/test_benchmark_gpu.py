@@ -78,7 +78,7 @@ def test_the_table_sets_every_way_against_the_plain_one() -> None:
     assert any("bf16 " in line and "8.00 x" in line for line in lines)
     assert any("5.00 x" in line and "torch.compile does not work here" in line for line in lines)
     assert "  floor in bf16 at the card's rate: 0.500 s" in lines  # 5 TFLOP * 50 / 500
-    assert any("network's floor 0.0060" in line and "PyMCubes or scipy is missing" in line for line in lines)
+    assert any("network's floor 0.0060" in line and "no mesh: scipy is missing" in line for line in lines)
 
 
 def test_what_is_measured_is_kept_after_every_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

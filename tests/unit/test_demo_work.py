@@ -123,6 +123,16 @@ def test_a_folder_comes_back_with_its_report(
     assert [path.name for path in target.parent.iterdir()] == ["mine-results.zip"], "nothing else is kept"
 
 
+def test_a_generators_views_are_no_news_of_a_folder(
+    session: Session, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("demo.bench._PREVIEW_SECONDS", 0.0)
+    chosen = Choices(resolution=64, turntable=False, views="tiny-views", view_steps=2)
+    archive = packed(tmp_path / "mine.zip", {"a.png": upload.path.read_bytes()})
+    steps = list(Lifting(Bench(), Pace()).folder(session, archive, chosen))
+    assert [each.status for now in steps[:-1] for each in now.news] == ["done"]
+
+
 def test_a_folder_is_stopped_in_the_middle(session: Session, upload: Upload, tmp_path: Path) -> None:
     lifting = Lifting(Bench(load=lambda *_, **__: ImageTo3D(FakeModel())), Pace())
     archive = packed(tmp_path / "m.zip", {f"{k:02}.png": upload.path.read_bytes() for k in range(40)})

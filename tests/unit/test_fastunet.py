@@ -120,6 +120,17 @@ def test_the_parameters_are_the_same_objects_whatever_becomes_of_them() -> None:
     assert same_parameters(fast_unet(unet), unet)  # type: ignore[arg-type]
 
 
+def test_what_is_frozen_stays_frozen_and_what_is_trained_trained() -> None:
+    unet = make_unet(TWO).requires_grad_(False)
+    unet.mid_block.requires_grad_(True)
+    before = {name: p.requires_grad for name, p in unet.named_parameters()}
+    assert fast_unet(unet) is not None
+    assert {name: p.requires_grad for name, p in unet.named_parameters()} == before and set(before.values()) == {
+        True,
+        False,
+    }
+
+
 def sliced(unet: Any) -> None:
     unet.set_attention_slice(1)
 
@@ -140,7 +151,11 @@ def other_norm(unet: Any) -> None:
     unet.register_to_config(norm_eps=1e-3)
 
 
-@pytest.mark.parametrize("change", [sliced, hooked, replaced, adapted, other_norm])
+def freeu(unet: Any) -> None:
+    unet.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+
+
+@pytest.mark.parametrize("change", [sliced, hooked, replaced, adapted, other_norm, freeu])
 def test_what_is_not_the_plain_network_is_left_to_diffusers(change: Any) -> None:
     unet = make_unet(TWO).eval().requires_grad_(False)
     ours = fast_unet(unet)

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from multiview.errors import MeshError, SettingsError
-from trilift import ImageTo3D, memory, pipeline
+from trilift import ImageTo3D, LiftSettings, memory, pipeline
+from trilift.lanes import Lanes
 from trilift.memory import CHUNKS, Memory, dtype_within, left_for_generator, memory_of, network_bytes
 
 NOWHERE = torch.device("meta")  # not the CPU, and always there
@@ -191,3 +192,16 @@ def test_a_lift_that_ran_out_comes_out_the_same_and_says_so(monkeypatch: pytest.
     np.testing.assert_array_equal(made.mesh.faces, usual.mesh.faces)
     np.testing.assert_allclose(made.mesh.vertices, usual.mesh.vertices, atol=1e-5)
     assert not pipe.memory.warnings  # they belong to the one lift
+
+
+def test_too_small_a_limit_is_refused_before_any_photo_is_looked_at() -> None:
+    pipe = ImageTo3D.from_pretrained("tiny", dtype="fp32", on_note=lambda text: None)
+    pipe.memory = Memory(limit=1000, held=500)
+    with pytest.raises(SettingsError, match="--resolution 24 needs about"):
+        pipe.check(LiftSettings(resolution=24))
+
+
+def test_folder_runs_lift_one_photo_at_a_time_within_a_limit() -> None:
+    free, limited = SimpleNamespace(memory=Memory(limit=None)), SimpleNamespace(memory=Memory(limit=10**9))
+    assert Lanes(free).size > 1
+    assert Lanes(limited).size == 1

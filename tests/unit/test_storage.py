@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from multiview.errors import OutputError
+from multiview.errors import ImageError, OutputError
 from trilift import storage
 from trilift.journal import RESULTS_FILE
+from trilift.sources import photo_items
 from trilift.storage import OutStore, RemoteLog
 
 ROW = b'{"source": "%06d.png", "status": "done", "seconds": 1.234, "place": "%06d"}\n'
@@ -143,3 +144,46 @@ def test_a_gap_is_told_and_nothing_is_overwritten(tmp_path: Path, monkeypatch: A
         other.fetch_log()
     assert not (other.local / RESULTS_FILE).exists()
     system.store.clear()
+
+
+def test_two_processes_that_end_together_both_end_well(
+    system: CountedStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = RemoteLog(system, "/run", tmp_path)
+    grow(tmp_path, range(5))
+    first.publish()
+    second = RemoteLog(system, "/run", tmp_path)
+    second.fetch()
+    grow(tmp_path, range(5, 9))
+    remove, others = system.rm_file, [lambda: second.publish(whole=True)]
+
+    def beaten(path: str) -> None:
+        if others:
+            others.pop()()
+        remove(path)
+
+    monkeypatch.setattr(system, "rm_file", beaten)
+    first.publish(whole=True)
+    assert not others
+    assert system.cat_file("/run/results.jsonl") == (tmp_path / "results.jsonl").read_bytes()
+
+
+def test_an_empty_log_there_is_no_history(system: CountedStorage, tmp_path: Path) -> None:
+    system.pipe_file("/run/results.jsonl", b"")
+    log = RemoteLog(system, "/run", tmp_path)
+    log.fetch()
+    grow(tmp_path, range(3))
+    log.publish(whole=True)
+    assert system.cat_file("/run/results.jsonl") == (tmp_path / "results.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("line", ["file://{}", "local://{}", "zip://a.png::file://{}", "zip://a.png::{}"])
+def test_a_list_from_elsewhere_chooses_no_file_of_this_machine(
+    system: CountedStorage, tmp_path: Path, line: str
+) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"secret")
+    system.pipe_file("/l/list.txt", f"{line.format(secret)}\n".encode())
+    (item,) = photo_items("memory:///l/list.txt", "memory:///out")
+    with pytest.raises(ImageError, match="to a file of this machine"):
+        item.fetch(tmp_path / "scratch")

@@ -47,3 +47,4 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         pass
     with pytest.raises(ImageError, match="of the body"), traced(tmp_path / "trace.json"):
         raise ImageError("of the body")
+    assert "traceEvents" in (tmp_path / "trace.json").read_text("utf-8")  # what failed is worth looking at, too
