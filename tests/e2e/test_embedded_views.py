@@ -127,7 +127,7 @@ def test_without_projecting_the_photos_of_other_sides_are_not_painted_on(tiny: I
     assert not {"paint", "texture"} & set(lifted.record["seconds"]) and "texture" not in lifted.record
     with torch.no_grad():
         colors = lifted.field.color_function()(torch.as_tensor(lifted.mesh.vertices, dtype=torch.float32))
-    # Colours are taken where the refinement last looked, up to 2 % of an edge from the vertex; the photo's blue is far off.
+    # Colours are taken where the refinement last looked, up to 2 % of an edge from the vertex; blue is far off.
     assert np.abs(np.asarray(lifted.mesh.colors) - colors.numpy()).max() < 0.02
 
 
