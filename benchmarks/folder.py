@@ -32,7 +32,7 @@ import torch
 from trilift.journal import Journal
 from trilift.recipe import PipeRecipe
 from trilift.runner import RunOptions, lift_folder
-from trilift.settings import LiftSettings
+from trilift.settings import PROJECTIONS, LiftSettings
 
 from .pictures import EXAMPLES
 from .standin import begun, file_record, make_photos, start, wait_for_calls
@@ -199,11 +199,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--kills", type=int, default=10, help="(default %(default)s)")
     parser.add_argument("--lifts", type=int, default=100, help="of overlap and workers (default %(default)s)")
     parser.add_argument("--resolution", type=int, default=LiftSettings().resolution)
+    parser.add_argument(
+        "--project", choices=PROJECTIONS, default=LiftSettings().project,
+        help="whether the photo is painted on; off: a lift is network and meshing, and files (default %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     args = parser.parse_args(arguments)
     if unknown := [part for part in args.parts if part not in PARTS]:
         parser.error(f"unknown part {unknown[0]}: expected some of {', '.join(PARTS)}")
-    settings = LiftSettings(resolution=args.resolution)
+    settings = LiftSettings(resolution=args.resolution, project=args.project)
     for part in args.parts or ("kills", "memory"):
         with tempfile.TemporaryDirectory(prefix="trilift-benchmark-") as name:
             folder = Path(name)
