@@ -91,7 +91,8 @@ def compare(resolution: int) -> dict[str, Any]:
     plain, faces = dense_mesh(field, values - np.float32(field.level))
     stays, _ = outer_faces(plain, faces, 0.01)
     used = np.unique(faces[stays])
-    logarithmic, _ = dense_mesh(field, np.log(values) - np.float32(math.log(field.level)))
+    seen = np.log(np.maximum(values, np.finfo(np.float32).tiny))  # where it is 0, the side is all that it tells
+    logarithmic, _ = dense_mesh(field, seen - np.float32(math.log(field.level)))
     unrefined, _ = _ours(field, resolution, refine_steps=0)
     with mock.patch("lrm.field.multiplies_bf16", lambda: False):
         truth, _ = _ours(field, resolution, refine_steps=_TO_THE_END)

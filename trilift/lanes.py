@@ -2,7 +2,7 @@
 
 ::
 
-    photo 4 ──► reading, cut-out │ photo 3 ──► network │ photo 2 ──► meshing │ photo 1 ──► checks, writing
+    photo 5 ──► reading, cut-out │ photo 4 ──► network │ photos 2, 3 ──► meshing │ photo 1 ──► checks, writing
 
 Each photo has a thread of its own and goes through the ordinary lift; where a stage begins, the thread waits until the
 photos before it have left that stage. numpy, torch and Pillow let go of Python's lock while they work, so that the
@@ -33,7 +33,8 @@ _STATIONS = {
     "load": PREPARE, "cutout": PREPARE, "views": NETWORK, "network": NETWORK, "mesh": MESH, "simplify": MESH,
     "texture": MESH, "check": FINISH, "write": FINISH,
 }  # fmt: skip
-_LANES = 4
+_LANES = 5
+_MESHING = 2  # the longest station by far for small models, and mostly numpy on one core
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class Lanes:
         self._pipe = _shared(pipe, batch)
         self._lift = lift
         self.size = 1 if limited else _LANES + batch - 1
-        self._line = Line((1, batch, 1, 1))
+        self._line = Line((1, batch, _MESHING, 1))
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self.size)]

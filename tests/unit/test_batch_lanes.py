@@ -57,17 +57,17 @@ def test_nobody_overtakes_and_each_station_has_its_room():
 def test_stages_overlap_and_results_come_in_order(tmp_path):
     """Four stages of 30 ms: photos in a row would have one stage going at any time."""
     going: dict[str, int] = {}
-    most_at_once, most_of_one = 0, 0
+    most_at_once, most_of_one = 0, dict.fromkeys(("load", "network", "mesh", "write"), 0)
     guard = threading.Lock()
 
     def lift(pipe, item, folder, settings, scratch, *, halvings, on_stage):
-        nonlocal most_at_once, most_of_one
+        nonlocal most_at_once
         for stage in ("load", "network", "mesh", "write"):
             on_stage(stage)
             with guard:
                 going[stage] = going.get(stage, 0) + 1
                 most_at_once = max(most_at_once, sum(going.values()))
-                most_of_one = max(most_of_one, *going.values())
+                most_of_one[stage] = max(most_of_one[stage], going[stage])
             time.sleep(0.03)
             with guard:
                 going[stage] -= 1
@@ -79,7 +79,7 @@ def test_stages_overlap_and_results_come_in_order(tmp_path):
     outcomes = [lanes.take(10) for _ in range(8)]
     lanes.close()
     assert [outcome.task.number for outcome in outcomes if outcome] == list(range(8))
-    assert most_of_one == 1 and most_at_once >= 3
+    assert most_of_one.pop("mesh") in (1, 2) and set(most_of_one.values()) == {1} and most_at_once >= 3
     assert all(o is not None and o.result is not None and 0.1 < o.result.seconds < 9 for o in outcomes)
     assert lanes.take(0) is None
 
