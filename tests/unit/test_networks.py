@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from benchmarks.memory import LiveBytes
 from multiview import networks, syncdreamervolumes
 from multiview.errors import SettingsError
 from multiview.generator import is_ddim, make_scheduler, set_timesteps
@@ -25,34 +23,13 @@ from tests.small_generators import SMALL, build_small
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-class Count(TorchDispatchMode):
-    """Counts the numbers in tensors that are alive at once, but for those in ``known``; of tensors without memory."""
-
-    def __init__(self, known: nn.Module) -> None:
-        super().__init__()
-        self.known = {x.untyped_storage()._cdata for x in (*known.parameters(), *known.buffers())}
-        self.alive: dict[int, int] = {}
-        self.most = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if (key := storage._cdata) not in self.alive and key not in self.known:
-                    self.alive[key] = storage.nbytes() // 4
-                    weakref.finalize(storage, self.alive.pop, key, None)
-        self.most = max(self.most, sum(self.alive.values()))
-        return out
-
-
 def counted(make: Callable[[], Any], run: Callable[[Any], Any]) -> int:
     """The most numbers that are alive at once while ``run`` works, beside the network's weights."""
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         network = make().eval().requires_grad_(False)
-        with Count(network) as count:
+        with LiveBytes(network) as live:
             run(network)
-    return count.most
+    return live.most // 4
 
 
 def close(estimate: float, truth: int) -> bool:
