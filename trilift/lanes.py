@@ -4,8 +4,9 @@
 
     photo 5 ──► reading, cut-out │ photo 4 ──► network │ photos 2, 3 ──► meshing │ photo 1 ──► checks, writing
 
-Each photo has a thread of its own and goes through the ordinary lift; where a stage begins, the thread waits until the
-photos before it have left that stage. numpy, torch and Pillow let go of Python's lock while they work, so that the
+Each photo has a thread of its own and goes through the ordinary lift; where a stage begins, the thread waits until
+there is room: for one photo in most stages, for two where meshes are made. Under ``--max-memory``, which plans one
+lift, one photo is on its way. numpy, torch and Pillow let go of Python's lock while they work, so that the
 stages overlap. Photos never overtake each other.
 """
 

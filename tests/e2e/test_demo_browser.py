@@ -10,6 +10,7 @@ import io
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,9 @@ def model() -> Snowman:
     return Snowman()
 
 
-@pytest.fixture(scope="module")
-def server(model: Snowman, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a running page with the snowman."""
-    folder = tmp_path_factory.mktemp("demo")
+@contextmanager
+def served(model: Snowman, folder: Path) -> Iterator[str]:
+    """Address of a running page with the snowman; its uploads lie in ``folder``."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "gradio"))
         page = build_app(lambda: ImageTo3D(model))
@@ -92,6 +92,12 @@ def server(model: Snowman, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield url
         page.close()
         page.sessions.close()
+
+
+@pytest.fixture(scope="module")
+def server(model: Snowman, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with served(model, tmp_path_factory.mktemp("demo")) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.app import build_app, launch_options
 from tests.chromium import find_chromium
-from tests.e2e.test_demo_browser import FLAGS, Snowman, choose, lower_resolution, opened
+from tests.e2e.test_demo_browser import FLAGS, Snowman, choose, lower_resolution, opened, served
 from tests.fakes import draw_photo
-from trilift import ImageTo3D
 
 CHROMIUM = find_chromium()
 pytestmark = [
@@ -40,14 +38,8 @@ PASTE = """data => {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a running page with the snowman."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("demo") / "gradio"))
-        page = build_app(lambda: ImageTo3D(Snowman()))
-        _, url, _ = page.launch(**launch_options(blocks=page), prevent_thread_lock=True, quiet=True)
+    with served(Snowman(), tmp_path_factory.mktemp("demo")) as url:
         yield url
-        page.close()
-        page.sessions.close()
 
 
 @pytest.fixture(scope="module")
