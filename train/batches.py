@@ -25,6 +25,7 @@ from .render import camera_axes
 # Chance that the view to be rendered is the one that the network sees: a thin part whose depth it cannot know must then
 # stand somewhere, in place of everywhere a little.
 OWN_VIEW = 0.5
+MOST_GROWTH = 1.3  # of an object whose picture is stretched: it must stay within the field's box
 COLOR_JITTER = 0.02  # of the longest side: colour is asked for near the surface, not only on it
 
 
@@ -38,6 +39,9 @@ class Augment:
         swap: chance of permuted colour channels in picture and object.
         exposure: standard deviation of the log of the picture's brightness.
         ragged: chance of a matte grown or shrunk by about half a pixel.
+        stretch: standard deviation of the log of how much wider a single photo is made, and its object with it: what a
+            camera sees of an object stretched across its line of sight is its picture, stretched.
+        snapshot: chance of a camera's faults: white balance, gamma, blur, noise.
     """
 
     lit: float = 0.75
@@ -45,6 +49,8 @@ class Augment:
     swap: float = 0.3
     exposure: float = 0.12
     ragged: float = 0.2
+    stretch: float = 0.0
+    snapshot: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -247,25 +253,46 @@ def free_points(
 
 
 def light(view: Tensor, rng: np.random.Generator, augment: Augment) -> Tensor:
-    """Shade one packed view (S, S, 7) uint8 → RGBA (4, S, S) float in [0, 1]."""
+    """Shade one packed view (S, S, 7 or 9) uint8 → RGBA (4, S, S) float in [0, 1].
+
+    With nine channels the sun is the one of `train.materials.Sun`, else one that casts no shadow.
+    """
     data = view.permute(2, 0, 1).float() / 255
     color, alpha = data[:3], data[3:4]
     if rng.random() < augment.lit:
-        normal = data[4:] * (255 / 127) - 128 / 127
+        normal = data[4:7] * (255 / 127) - 128 / 127
         azimuth, height = rng.uniform(0, 2 * np.pi), rng.uniform(-0.2, 1.2)
         toward = rng.uniform(0.1, 1.0)
         sun = torch.tensor([np.cos(azimuth) * np.cos(height), np.sin(height) + 0.2, toward], dtype=torch.float32)
         sun = sun / sun.norm()
         ambient = rng.uniform(0.35, 0.8)
         sky = 1 + rng.uniform(0, 0.25) * normal[1]
-        shade = ambient * sky + (1.15 - ambient) * (normal * sun[:, None, None]).sum(0).clamp(min=0)
+        cosine = data[7] if len(data) > 7 else (normal * sun[:, None, None]).sum(0).clamp(min=0)
+        shade = ambient * sky + (1.15 - ambient) * cosine
         tint = torch.tensor(1 + rng.normal(scale=0.03, size=(3, 1, 1)), dtype=torch.float32)
-        color = (color.clamp(min=1e-4) ** 2.2 * shade * tint).clamp(1e-6, 1) ** (1 / 2.2)
+        lit = color.clamp(min=1e-4) ** 2.2 * shade * tint + (data[8] if len(data) > 8 else 0)
+        color = lit.clamp(1e-6, 1) ** (1 / 2.2)
     if augment.exposure:
         color = (color * float(np.exp(rng.normal(scale=augment.exposure)))).clamp(0, 1)
     if rng.random() < augment.ragged:
         alpha = ((alpha - 0.5) * rng.uniform(1, 3) + 0.5 + rng.uniform(-0.4, 0.4)).clamp(0, 1) * (alpha > 0)
+    if augment.snapshot and rng.random() < augment.snapshot:
+        color = snapshot(color, alpha, rng)
     return torch.cat([color * (alpha > 0), alpha])
+
+
+def snapshot(color: Tensor, alpha: Tensor, rng: np.random.Generator) -> Tensor:
+    """Colours (3, S, S) of a cut-out with matte (1, S, S) as a pocket camera has them: tint, gamma, blur, noise."""
+    gains = torch.tensor(np.exp(rng.normal(scale=0.07, size=(3, 1, 1))), dtype=torch.float32)
+    color = (color.clamp(min=1e-4) ** float(np.exp(rng.normal(scale=0.15))) * gains).clamp(0, 1)
+    if rng.random() < 0.5:
+        side = color.shape[-1]
+        small = max(8, int(side * rng.uniform(0.45, 0.9)))
+        both = torch.cat([color * alpha, alpha])[None]
+        blurred = F.interpolate(F.interpolate(both, (small, small), mode="area"), (side, side), mode="bilinear")[0]
+        color = (blurred[:3] / blurred[3:].clamp(min=0.05)).clamp(0, 1)
+    noise = rng.normal(scale=0.03 * rng.random(), size=tuple(color.shape)).astype(np.float32)
+    return (color + torch.from_numpy(noise)).clamp(0, 1)
 
 
 def resized(image: Tensor, size: int) -> Tensor:
@@ -275,6 +302,34 @@ def resized(image: Tensor, size: int) -> Tensor:
     premultiplied = torch.cat([image[:3] * image[3:], image[3:]])
     small = F.interpolate(premultiplied[None], (size, size), mode="bilinear", antialias=True)[0]
     return torch.cat([(small[:3] / small[3:].clamp(min=1e-4)).clamp(0, 1), small[3:]])
+
+
+def random_stretch(inside: Tensor, rng: np.random.Generator, deviation: float) -> tuple[float, float]:
+    """How much wider and higher a photo is made; its longer side stays as long as it was.
+
+    Args:
+        inside: (S, S) bool silhouette about the picture's middle.
+        rng: all randomness.
+        deviation: of the log of the ratio of both; it stays within two of these.
+
+    Returns:
+        Factors across and along the picture; 1 and 1 where the object would grow by more than `MOST_GROWTH`.
+    """
+    ratio = float(np.exp(np.clip(rng.normal(scale=deviation), -2 * deviation, 2 * deviation)))
+    height, width = (int(inside.any(axis).sum()) for axis in (1, 0))
+    along = max(width, height) / max(ratio * width, height, 1)
+    return (ratio * along, along) if max(along, ratio * along) <= MOST_GROWTH else (1.0, 1.0)
+
+
+def stretched(image: Tensor, across: float, along: float) -> Tensor:
+    """A straight RGBA picture (4, S, S) made wider and higher by these factors about its middle."""
+    if across == along == 1.0:
+        return image
+    matrix = image.new_tensor([[[1 / across, 0, 0], [0, 1 / along, 0]]])
+    grid = F.affine_grid(matrix, [1, 4, *image.shape[1:]], align_corners=False)
+    premultiplied = torch.cat([image[:3] * image[3:], image[3:]])[None]
+    moved = F.grid_sample(premultiplied, grid, align_corners=False)[0]
+    return torch.cat([(moved[:3] / moved[3:].clamp(min=1e-4)).clamp(0, 1), moved[3:]])
 
 
 def unlit(view: Tensor) -> Tensor:
@@ -333,13 +388,19 @@ def _sample(
     if with_target and rng.random() < OWN_VIEW:
         pictures[-1], rows[-1] = pictures[0], rows[0]
     packed, cameras = [torch.from_numpy(picture) for picture in pictures], list(rows)
-    images = [resized(light(view, rng, augment), image_size) for view in packed[:views]]
+    lit, frame = [light(view, rng, augment) for view in packed[:views]], upright_frame(cameras[0], centred=views == 1)
+    across, along = 1.0, 1.0
+    if augment.stretch and views == 1:
+        across, along = random_stretch(lit[0][3] > 0.5, rng, augment.stretch)
+        lit = [stretched(lit[0], across, along)]
+        frame = np.diag([along, across, along, 1]) @ frame
+    images = [resized(image, image_size) for image in lit]
     images += [resized(unlit(view), image_size) for view in packed[views:]]
-    frame = upright_frame(cameras[0], centred=views == 1)
     empty, sure = free_points(frame, labels["reach"], scene_radius, counts.free, rng)
     points = np.concatenate([transformed(frame, labels["points"]), empty])
     surface, colors = transformed(frame, labels["surface"]), labels["colors"]
     projections = np.stack([object_projection(camera) @ np.linalg.inv(frame) for camera in cameras])
+    projections[:views] = np.diag([across, along, 1]) @ projections[:views]
     if rng.random() < augment.mirror:
         images = [image.flip(2) for image in images]
         points, surface = points * (1, -1, 1), surface * (1, -1, 1)
@@ -350,7 +411,7 @@ def _sample(
         images = [image[[*order, 3]] for image in images]
         colors = colors[:, order]
     projections /= projections[:, 2:, 3:]
-    head = (float(cameras[0][1]) / ELEVATION_UNIT_DEG, -float(np.log(cameras[0][5])) - USUAL_LOG_FOCAL)
+    head = (float(cameras[0][1]) / ELEVATION_UNIT_DEG, float(np.log(along / cameras[0][5])) - USUAL_LOG_FOCAL)
     known = np.concatenate([np.ones(len(labels["inside"]), np.float32), sure])
     arrays = {
         "projections": projections[:views], "target_projection": projections[-1], "camera": np.array(head),

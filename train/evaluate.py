@@ -352,7 +352,11 @@ def build_parser(prog: str = "trilift eval") -> argparse.ArgumentParser:
     add("--up", metavar="AXIS", help="up axis of DATA's files: x, y, z, or --up=-z ... (default: by dataset, else y)")
     add("--lpips", metavar="PATH", help="weights for LPIPS, a file or a folder; without them it is left out")
     add("--limit", type=int, metavar="N", help="only N objects, evenly spaced")
-    add("--light", action="store_true", help="light the input pictures softly; without it they show plain colours")
+    lights = parser.add_mutually_exclusive_group()
+    lights.add_argument("--light", dest="light", action="store_const", const="soft", default="none",
+                        help="light the input pictures softly; without it they show plain colours")  # fmt: skip
+    lights.add_argument("--studio", dest="light", action="store_const", const="studio",
+                        help="patterns, shadows, gloss and noise in the input pictures")  # fmt: skip
     _add_model_options(parser)
     _add_prediction_options(parser)
     add("--train", type=Path, metavar="DIR", help="objects to fit the trivial answers on (default: DATA/../train)")
@@ -405,8 +409,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "trilift eval") -> int:
         TriliftError: as `evaluate`, or the model cannot be loaded.
     """
     args = build_parser(prog).parse_args(argv)
-    light = "soft" if args.light else "none"
-    protocol = replace(protocol_named(args.protocol), light=light, mesh_resolution=args.resolution, lpips=args.lpips)
+    protocol = replace(
+        protocol_named(args.protocol), light=args.light, mesh_resolution=args.resolution, lpips=args.lpips
+    )
     if args.write_inputs is not None:
         return _write_inputs(args, protocol)
     if args.out is None:

@@ -27,6 +27,7 @@ from multiview.devices import pick_device
 from multiview.errors import SettingsError, TriliftError
 from multiview.files import write_json_whole
 
+from .materials import Material, Sun
 from .objects import TrainingObject, find_meshes, load_object
 from .points import PointSet, label_points
 from .render import RENDERERS, CameraDraw, Caster, Renderer, pick_renderer, random_crop_camera
@@ -47,6 +48,7 @@ class PrepareSettings:
         draw: how cameras are drawn.
         renderer: of `RENDERERS`.
         device: where plain torch renders, and labels points when libigl is not installed.
+        channels: of the pictures, see `train.render.Caster.view`.
     """
 
     views: int = 12
@@ -56,6 +58,7 @@ class PrepareSettings:
     draw: CameraDraw = field(default_factory=CameraDraw)
     renderer: str = "auto"
     device: str = "cpu"
+    channels: int = 7
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,17 @@ def prepare_object(obj: TrainingObject, settings: PrepareSettings) -> Prepared:
     return rendered(obj, points, rng, settings)
 
 
-def rendered(obj: TrainingObject, points: PointSet, rng: np.random.Generator, settings: PrepareSettings) -> Prepared:
-    """Add the pictures to an object whose points are labelled."""
+def rendered(
+    obj: TrainingObject,
+    points: PointSet,
+    rng: np.random.Generator,
+    settings: PrepareSettings,
+    material: Material | None = None,
+    sun: Sun | None = None,
+) -> Prepared:
+    """Add the pictures to an object whose points are labelled; patterns and a sun want embree."""
     embree = pick_renderer(settings.renderer, settings.device) == "embree"
-    renderer: Renderer = Caster(obj) if embree else TorchCaster(obj, settings.device)
+    renderer: Renderer = Caster(obj, material, sun) if embree else TorchCaster(obj, settings.device)
     cameras = [random_crop_camera(obj.vertices, rng, settings.draw) for _ in range(settings.views)]
     smooth = [bool(rng.random() < 0.5) for _ in cameras]
     views = renderer.views(cameras, settings.image_size, smooth=smooth)
@@ -112,7 +122,7 @@ def pack(results: Iterator[Prepared], count: int, out: Path, settings: PrepareSe
     (out / "objects.json").unlink(missing_ok=True)  # written last: without it the folder is not finished
     s, size = settings, settings.image_size
     shapes: dict[str, tuple[tuple[int, ...], type]] = {
-        "views": ((s.views, size, size, 7), np.uint8),
+        "views": ((s.views, size, size, s.channels), np.uint8),
         "cameras": ((s.views, 6), np.float32),
         "points": ((s.points, 3), np.float16),
         "inside": ((s.points,), np.bool_),

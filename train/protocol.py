@@ -45,6 +45,7 @@ from .baselines import Bytes, Constants, Example, Retrieval, fit_constants, smal
 from .datasets import find_objects, read_object
 from .depthpoints import depth_points
 from .frames import Frame
+from .studio import studio_look
 from .texturedmesh import only_used, render_textured
 
 CONSTANTS_FILE = "constants.json"
@@ -66,7 +67,8 @@ class EvalProtocol:
         camera_distance: to the middle of the object's box.
         image_size: pixels per side of input and novel views.
         foreground_ratio: longest side of the silhouette's box / side of the cropped input.
-        light: ``none`` shows colours as they are; ``soft`` lights the input pictures, never the novel views.
+        light: ``none`` shows colours as they are; ``soft`` lights the input pictures, never the novel views; with
+            ``studio`` they have patterns, shadows, gloss and a pocket camera's faults as well (`train.studio`).
         novel_azimuths_deg, novel_elevation_deg: of the novel views, relative to the input camera's azimuth.
         novel_distance, novel_fov_deg: of the novel views' cameras; None: as the input camera's before the crop.
         supersample: samples per pixel and axis in all pictures.
@@ -106,6 +108,9 @@ class EvalProtocol:
     def look(self, mesh: Mesh, azimuth_deg: float, elevation_deg: float, image_size: int | None = None) -> Bytes:
         """Draw an object that is `placed`, cropped square about its silhouette: (S, S, 4) uint8 straight alpha."""
         size = image_size or self.image_size
+        if self.light == "studio":
+            distance, ratio = self.camera_distance, self.foreground_ratio
+            return studio_look(mesh, azimuth_deg, elevation_deg, size, distance=distance, ratio=ratio)
         camera = orbit(azimuth_deg, elevation_deg, 2 * self.camera_distance, self.fov_deg)
         uv = project(camera, torch.from_numpy(mesh.vertices))[0][0]
         low, high = uv.amin(0), uv.amax(0)

@@ -16,6 +16,7 @@ import torch
 
 from multiview.errors import SettingsError
 
+from .materials import Material, Sun
 from .objects import TrainingObject
 from .textures import SkinPainter, sample_area
 
@@ -167,16 +168,18 @@ class Caster:
 
     Args:
         obj: what is rendered; both sides of every face are seen.
+        material: a pattern over its colours, or None.
+        sun: what lights it, or None; with a sun, views have two channels more.
 
     Raises:
         ImportError: embreex is missing; it comes with the extra ``train``.
     """
 
-    def __init__(self, obj: TrainingObject) -> None:
+    def __init__(self, obj: TrainingObject, material: Material | None = None, sun: Sun | None = None) -> None:
         from embreex import rtcore_scene
         from embreex.mesh_construction import TriangleMesh
 
-        self.obj = obj
+        self.obj, self.material, self.sun = obj, material, sun
         self.scene: Any = rtcore_scene.EmbreeScene()
         TriangleMesh(self.scene, np.ascontiguousarray(obj.vertices[obj.faces], dtype=np.float32))
         self.face_normals, self.corner_normals = surface_normals(obj)
@@ -206,7 +209,8 @@ class Caster:
 
         Returns:
             (image_size, image_size, 7) uint8: straight sRGB albedo, alpha, and the camera-frame normal (right, up,
-            back) as 128 + 127 n, turned toward the camera.
+            back) as 128 + 127 n, turned toward the camera. With a sun 9: then its cosine, 0 in shadow, and the
+            highlight, both times 255.
         """
         side = image_size * supersample
         axes = camera_axes(camera.azimuth_deg, camera.elevation_deg)
@@ -219,33 +223,52 @@ class Caster:
         face = hits["primID"]
         hit = face >= 0
         face, u, v = face[hit], hits["u"][hit], hits["v"][hit]
-        weights = np.stack([1 - u - v, u, v], 1)[..., None].astype(np.float32)
-        color = (self.obj.colors[self.obj.faces[face]].astype(np.float32) * weights).sum(1)
+        weights = np.stack([1 - u - v, u, v], 1).astype(np.float32)
+        color = _blend(self.obj.colors[self.obj.faces[face]].astype(np.float32), weights)
         if self.painter is not None:
-            along = (local[hit] * (self.face_normals[face] @ axes.T)).sum(1)
-            depth, cosine, shades, shares = map(torch.from_numpy, (hits["tfar"][hit], along, color, weights[..., 0]))
+            along = _dot(local[hit], self.face_normals[face] @ axes.T)
+            depth, cosine, shades, shares = map(torch.from_numpy, (hits["tfar"][hit], along, color, weights))
             area = sample_area((2 * camera.half / side) ** 2, depth, cosine)
             color = self.painter.paint(shades, torch.from_numpy(face).long(), shares, area).numpy()
-        normal = (self.corner_normals[face] * weights).sum(1) if smooth else self.face_normals[face]
+        normal = _blend(self.corner_normals[face], weights) if smooth else self.face_normals[face]
         normal = normal @ axes.T.astype(np.float32)
-        toward = -(local[hit] * normal).sum(1)
-        normal = normal * np.where(toward < 0, -1, 1)[:, None]
-        normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
-        full = np.zeros((side * side, 7), np.float32)
-        full[hit, :3], full[hit, 3], full[hit, 4:] = color, 255, normal
-        return _shrink(full.reshape(side, side, 7), supersample)
+        normal = normal * np.where(_dot(local[hit], normal) > 0, -1, 1)[:, None]
+        normal /= np.maximum(np.sqrt(_dot(normal, normal)), 1e-9)[:, None]
+        full = np.zeros((side * side, 7 if self.sun is None else 9), np.float32)
+        points = origins[hit] + directions[hit] * hits["tfar"][hit][:, None]
+        if self.material is not None:
+            color = self.material.paint(points, color)
+        if self.sun is not None:
+            away = directions[hit]
+            toward_camera = -away / np.sqrt(_dot(away, away))[:, None]
+            shaded = self.sun.shade(self.scene, points, normal @ axes.astype(np.float32), toward_camera)
+            full[hit, 7:] = 255 * np.stack(shaded, 1)
+        full[hit, :3], full[hit, 3], full[hit, 4:7] = color, 255, normal
+        return _shrink(full.reshape(side, side, full.shape[1]), supersample)
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Products (N,) of rows (N, 3); numpy is slow at sums over three numbers."""
+    return np.asarray(a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2])
+
+
+def _blend(corners: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Values (N, C) between those of triangles' corners (N, 3, C) by weights (N, 3)."""
+    parts = [corners[:, k] * weights[:, k, None] for k in range(3)]
+    return np.asarray(parts[0] + parts[1] + parts[2])
 
 
 def _shrink(full: np.ndarray, factor: int) -> np.ndarray:
-    """Average ``factor`` x ``factor`` samples; colour and normal over the hit samples only."""
+    """Average ``factor`` x ``factor`` samples; all but the matte over the hit samples only."""
     h, w, c = full.shape
     total = full.reshape(h // factor, factor, w // factor, factor, c).sum((1, 3))
     hits = np.maximum(total[..., 3:4] / 255, 1)
     out = np.empty(total.shape, np.uint8)
     out[..., :3] = np.round(total[..., :3] / hits)
     out[..., 3] = np.round(total[..., 3] / factor**2)
-    normal = total[..., 4:] / np.maximum(np.linalg.norm(total[..., 4:], axis=-1, keepdims=True), 1e-9)
-    out[..., 4:] = np.round(128 + 127 * normal)
+    normal = total[..., 4:7] / np.maximum(np.linalg.norm(total[..., 4:7], axis=-1, keepdims=True), 1e-9)
+    out[..., 4:7] = np.round(128 + 127 * normal)
+    out[..., 7:] = np.round(total[..., 7:] / hits)
     return out
 
 

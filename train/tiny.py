@@ -49,6 +49,7 @@ from .guards import render_problem
 from .optim import Muon, parameter_groups
 from .preview import write_preview
 from .trainer import BaseTrainer, BatchMaker, batch_length, plain_copy
+from .warped import WarpedData, WarpSettings
 
 LORA_TARGETS = ("qkv", "self_out", "query", "key_value", "cross_out")
 _PROBE_STEP = 1 << 40  # a step that no run comes to, so that its pictures are its own
@@ -74,7 +75,7 @@ class TrainConfig(RunConfig):
         val: such a folder, or empty; never trained on.
         rehearsal: such folders of what the model shall not forget, and ``rehearsal_share`` of the pictures from there.
         warped: folder of the meshes that ``data[0]`` was made from, to be warped anew at every step, or empty; and
-            ``warped_weight`` how often.
+            ``warped_weight`` how often, ``warps`` how.
         rings: folders of ``train.rings`` to draw views from as well, and ``rings_weight`` how often from all of them.
         counts: points per object.
         several_views: share of the steps with 2 to ``most_views`` views of fewer objects, in place of one.
@@ -95,6 +96,7 @@ class TrainConfig(RunConfig):
     rehearsal_share: float = 0.25
     warped: str = ""
     warped_weight: float = 1.0
+    warps: WarpSettings = field(default_factory=WarpSettings)
     rings: tuple[str, ...] = ()
     rings_weight: float = 0.5
     counts: PointCounts = field(default_factory=PointCounts)
@@ -336,9 +338,8 @@ def data_sources(config: TrainConfig) -> list[tuple[Source, float]]:
         (PackedData(folder), float(chance)) for folder, chance in zip(config.data, chances, strict=True)
     ]
     if config.warped:
-        from .warped import WarpedData
-
-        found.append((WarpedData(config.data[0], config.warped, config.network.image_size), config.warped_weight))
+        warped = WarpedData(config.data[0], config.warped, config.network.image_size, config.warps)
+        found.append((warped, config.warped_weight))
     if config.rings:
         from .ringviews import RingViews
 

@@ -14,7 +14,7 @@ import numpy as np
 from multiview.errors import SettingsError
 
 from .batches import Drawn, PackedData, PointCounts
-from .deform import random_recolor, recolored
+from .materials import random_material, random_recolor, random_sun, recolored
 from .objects import TrainingObject, find_meshes, load_object
 from .render import Caster, random_crop_camera
 from .textures import Skin
@@ -33,6 +33,8 @@ class WarpSettings:
         stretch: standard deviation of the log of the factor along each axis.
         taper: standard deviation of how much wider one end is than the other, over the length of the box.
         shear: standard deviation of the lean, as a slope.
+        painted: chance of a pattern over the colours (`train.materials`).
+        sunlit: chance that the pictures show the shadows and the gloss of a sun; `train.batches.light` uses them.
     """
 
     warped: float = 0.85
@@ -40,6 +42,8 @@ class WarpSettings:
     stretch: float = 0.3
     taper: float = 0.25
     shear: float = 0.06
+    painted: float = 0.0
+    sunlit: float = 0.0
 
 
 def random_warp(rng: np.random.Generator, settings: WarpSettings) -> np.ndarray:
@@ -132,14 +136,17 @@ class WarpedData(Drawn):
         obj = TrainingObject("warped", part.vertices, part.faces, part.colors, part.skin)
         cameras = [random_crop_camera(obj.vertices, rng) for _ in range(views)]
         smooth = [bool(rng.random() < 0.5) for _ in cameras]
-        pictures = Caster(obj).views(cameras, self.image_size, smooth=smooth)
-        on = part.surface[: counts.surface]
+        material = random_material(rng) if rng.random() < self.settings.painted else None
+        sun = random_sun(rng) if rng.random() < self.settings.sunlit else None
+        pictures = Caster(obj, material, sun).views(cameras, self.image_size, smooth=smooth)
+        on, colors = part.surface[: counts.surface], part.surface_colors[: counts.surface].astype(np.float32)
+        colors = colors if material is None else material.paint(on, colors)
         blur = rng.normal(scale=0.02, size=on.shape).astype(np.float32)
         labels = {
             "points": np.concatenate([part.points[: counts.uniform], part.near[: counts.near]]),
             "inside": np.concatenate([part.inside[: counts.uniform], part.near_inside[: counts.near]]),
             "surface": on + blur,
-            "colors": part.surface_colors[: counts.surface].astype(np.float32) / 255,
+            "colors": colors / 255,
             "reach": np.abs(part.vertices).max(0) + 0.02,
         }
         return pictures, np.stack([c.as_row() for c in cameras]), labels

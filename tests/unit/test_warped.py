@@ -60,9 +60,9 @@ def test_labels_stay_true(packed: Path, pairs: float, monkeypatch: pytest.Monkey
     seen: list[tuple[np.ndarray, np.ndarray]] = []
     caster = warped.Caster
 
-    def watched(obj):  # type: ignore[no-untyped-def]
+    def watched(obj, *others):  # type: ignore[no-untyped-def]
         seen.append((obj.vertices, obj.faces))
-        return caster(obj)
+        return caster(obj, *others)
 
     monkeypatch.setattr(warped, "Caster", watched)
     data, rng = source(packed, joined=pairs, warped=1.0, taper=0.5), np.random.default_rng(1)
