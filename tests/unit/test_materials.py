@@ -132,11 +132,10 @@ def test_patterns_in_pictures_are_those_at_points() -> None:
     view = Caster(obj, made).view(camera, 96, supersample=1)
     half, steps = camera.half, ((np.arange(96) + 0.5) / 96 * 2 - 1)
     # From straight above down is toward +x: the roof's top is 4 - 0.35 below the camera.
-    row, column = 30, 70
-    expected = made.paint(
-        np.array([[(camera.center[1] - half * steps[row]) * -3.65, (camera.center[0] + half * steps[column]) * 3.65, 0]]),
-        np.full((1, 3), 200, np.float32),
-    )  # fmt: skip
+    row, column, depth = 30, 70, 3.65
+    down, across = half * steps[row] - camera.center[1], camera.center[0] + half * steps[column]
+    point = np.array([[down * depth, across * depth, 0]])
+    expected = made.paint(point, np.full((1, 3), 200, np.float32))
     assert view[row, column, 3] == 255
     np.testing.assert_allclose(view[row, column, :3], expected[0], atol=12)
 
@@ -163,7 +162,7 @@ def test_the_studio_packs_what_the_trainer_reads(packed: Path) -> None:
     settings = {"views": 1, "counts": PointCounts(300, 100, 20, 40), "image_size": 48, "scene_radius": 1.6}
     batch = make_batch([(data, 1.0), (PackedData(packed / "data"), 1.0)], seed=0, step=0, batch_size=6,
                        augment=Augment(snapshot=1.0), known=0.0, target=True, **settings)  # fmt: skip
-    assert torch.isfinite(batch.images).all() and 0 <= batch.images.min() and batch.images.max() <= 1
+    assert torch.isfinite(batch.images).all() and batch.images.min() >= 0 and batch.images.max() <= 1
 
 
 def test_studio_labels_stay_true() -> None:
