@@ -9,10 +9,12 @@ Each object of DATA (meshes, as `trilift eval` reads them) is photographed and l
 - ``hidden_field_db``, ``hidden_tone_db``, ``hidden_mirror_db``: colours on the side that the photo does not show,
   against the true object's nearest surface, as the field has them, with the photo's tone carried over, with mirrors;
 - ``symmetric``: whether the true object, colours included, has an upright mirror plane;
-- ``unwrap_seconds``, ``bake_seconds``: processor time, child processes included.
+- ``unwrap_seconds``, ``bake_seconds``: processor time, child processes included; ``bake`` is all that finishes the
+  surface beside unwrapping: lining the photo up, tone, mirrors, and the colours of the texels.
 
 ``--symmetry`` measures the hidden side alone, of the first ten objects by name whose true mesh is ``symmetric`` and of
-the first five that are clearly not (no upright plane within `_UNLIKE` of the longest side, whatever the colours).
+the first five that are clearly not (no upright plane within `_UNLIKE` of the longest side, whatever the colours), as
+many of these as there are.
 
 ``--noise F`` also unwraps a ball of F faces with noise on it and tells the wall time.
 """

@@ -6,20 +6,25 @@ must judge by colours before they carry any over.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .cells import Cells
 from .mesh import Mesh
 
 Floats = NDArray[np.floating[Any]]
 
-_POINTS = 1500  # on the surface, for the search; four times as many for the last word
+_POINTS = 1500  # on the surface, that are mirrored; four times as many to say how far from it they come to lie
+_ROUGHLY = 16  # times as many for the search, which looks their cells up
+_CELLS = 48  # along the longest side
+_FACES = 50_000  # of which points are drawn
 _ANGLES = 60  # directions tried first, every 3 degrees
 _CANDIDATES = 4  # of these refined
 _GOOD = 0.02  # mean distance, of the longest side, up to which a plane counts
+_FARTHEST = 0.2  # of the longest side: distances that count at most
 _APART_DEG = 15.0  # planes nearer to each other are one
 
 
@@ -63,47 +68,71 @@ def mirror_planes(mesh: Mesh, *, seed: int = 0, good: float = _GOOD) -> list[Mir
 
     from .metrics import sample_surface
 
-    rng = np.random.default_rng(seed)
     side = float(mesh.extent.max())
-    few, many = (sample_surface(mesh, count, rng).astype(np.float64) for count in (_POINTS, 4 * _POINTS))
-    tree = cKDTree(many)
+    # Of meshes of very many faces, one in several, since points are drawn on few of them.
+    some = replace(mesh, faces=mesh.faces[:: max(len(mesh.faces) // _FACES, 1)])
+    points = sample_surface(some, (_ROUGHLY + 1) * _POINTS, np.random.default_rng(seed)).astype(np.float64)
+    few, rest = points[:_POINTS], points[_POINTS:]
+    search = _Search(few, Cells(rest, _CELLS), side)
+    tree = cKDTree(rest[: 4 * _POINTS])
     # Two samples of one surface do not lie on each other: what that alone costs is taken off.
     floor = float(np.mean(tree.query(few, 1)[0]))
-
-    def error(angle: float, offset: float) -> float:
-        normal = np.array([np.cos(angle), np.sin(angle), 0.0])
-        mirrored = few - 2 * (few @ normal - offset)[:, None] * normal
-        return max(float(np.mean(np.minimum(tree.query(mirrored, 1)[0], 0.2 * side))) - floor, 0.0) / side
-
-    def middle(angle: float) -> float:
-        along = few @ np.array([np.cos(angle), np.sin(angle), 0.0])
-        return float(along.min() + along.max()) / 2
-
     angles = np.arange(_ANGLES) * np.pi / _ANGLES
-    first = np.array([error(a, middle(a)) for a in angles])
+    first = search.errors(angles, search.middles(angles))
     lowest = np.flatnonzero((first <= np.roll(first, 1)) & (first <= np.roll(first, -1)))
     found: list[MirrorPlane] = []
     for index in lowest[np.argsort(first[lowest])][:_CANDIDATES]:
-        angle, offset, lowest_error = _refined(error, float(angles[index]), middle(float(angles[index])), side)
-        plane = MirrorPlane((float(np.cos(angle)), float(np.sin(angle)), 0.0), offset, lowest_error)
-        if lowest_error <= good and all(angle_between(plane, other) >= _APART_DEG for other in found):
+        angle, offset = search.refined(float(angles[index]))
+        plane = MirrorPlane((float(np.cos(angle)), float(np.sin(angle)), 0.0), offset, 0.0)
+        away = np.minimum(tree.query(plane.mirrored(few), 1)[0], _FARTHEST * side)
+        plane = replace(plane, error=max(float(np.mean(away)) - floor, 0.0) / side)
+        if plane.error <= good and all(angle_between(plane, other) >= _APART_DEG for other in found):
             found.append(plane)
     return sorted(found, key=lambda plane: plane.error)
 
 
-def _refined(error: Any, angle: float, offset: float, side: float) -> tuple[float, float, float]:
-    """Angle, offset and error after a search with ever smaller steps."""
-    best = error(angle, offset)
-    turn, shift = np.deg2rad(1.5), 0.01 * side
-    while turn > np.deg2rad(0.2):
-        tried = [(angle + turn, offset), (angle - turn, offset), (angle, offset + shift), (angle, offset - shift)]
-        values = [error(*each) for each in tried]
-        index = int(np.argmin(values))
-        if values[index] < best:
-            best, (angle, offset) = values[index], tried[index]
-        else:
-            turn, shift = turn / 2, shift / 2
-    return angle, offset, best
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """Looks for planes roughly: mirrored points are held against the middles of cells of the surface.
+
+    Attributes:
+        points: (P, 3) on the surface.
+        cells: of many points on the surface.
+        side: longest side of the mesh.
+    """
+
+    points: Floats
+    cells: Cells
+    side: float
+
+    def middles(self, angles: Floats) -> NDArray[np.float64]:
+        """(A,) offsets of the planes through the middle of the points' extent, for normals at angles (A,)."""
+        along = self.points[:, :2] @ np.stack([np.cos(angles), np.sin(angles)])
+        return (along.min(0) + along.max(0)) / 2
+
+    def errors(self, angles: Floats, offsets: Floats) -> NDArray[np.float64]:
+        """(A,) mean distances of mirrored points from the surface, in longest sides."""
+        normals = np.stack([np.cos(angles), np.sin(angles)], 1)
+        beyond = self.points[:, :2] @ normals.T - offsets  # (P, A)
+        mirrored = np.repeat(self.points[None], len(angles), 0)
+        mirrored[..., :2] -= 2 * beyond.T[..., None] * normals[:, None]
+        away = np.linalg.norm(mirrored - self.cells.middles[self.cells.nearest(mirrored)], axis=-1)
+        return np.minimum(away, _FARTHEST * self.side).mean(1) / self.side
+
+    def refined(self, angle: float) -> tuple[float, float]:
+        """Angle and offset after a search with ever smaller steps."""
+        at = np.array([angle, float(self.middles(np.array([angle]))[0])])
+        best = float(self.errors(at[:1], at[1:])[0])
+        step = np.array([np.deg2rad(1.5), 0.01 * self.side])
+        while step[0] > np.deg2rad(0.2):
+            tried = at + np.array([(1, 0), (-1, 0), (0, 1), (0, -1)]) * step
+            values = self.errors(tried[:, 0], tried[:, 1])
+            index = int(np.argmin(values))
+            if values[index] < best:
+                best, at = float(values[index]), tried[index]
+            else:
+                step = step / 2
+        return float(at[0]), float(at[1])
 
 
 def angle_between(a: MirrorPlane, b: MirrorPlane) -> float:

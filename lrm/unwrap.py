@@ -1,10 +1,13 @@
 """Cutting a mesh's surface into flat charts and laying them side by side in a square: places in a texture.
 
-Two ways. *xatlas* grows charts that are hardly distorted and packs them tightly; it takes seconds for tens of thousands
-of faces and may take an hour for a noisy mesh, so it runs as a program of its own (`lrm.xatlas_child`) that is ended
-when its time is over. *box* is ours: a chart is a connected part of the surface that looks toward one of the six axes,
-projected along it, and where two layers of a chart come to lie over each other the lower one is cut off; its time
-grows with the number of faces and texels alone.
+Finding charts, two ways. *box* is ours: a chart is a connected part of the surface that looks toward one of the six
+axes, projected along it, and where two layers of a chart come to lie over each other the lower one is cut off; its time
+grows with the number of faces and texels alone. *xatlas* grows charts that are hardly distorted; it takes seconds for
+tens of thousands of faces and may take an hour for a noisy mesh.
+
+Laying them out, two ways. Ours sets their boxes side by side. xatlas packs their outlines, which holds up to twice as
+much surface in a texture and takes tenths of a second: ``packed``, the usual way, is our charts so laid out. xatlas
+runs as a program of its own (`lrm.xatlas_child`) that is ended when its time is over.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import importlib.util
 import math
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,15 +31,13 @@ from .raster import flat_spans
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
-Way = Literal["auto", "xatlas", "box"]
+Way = Literal["auto", "xatlas", "packed", "box"]
 
 TIME_LIMIT = 20.0
 _CHILD = Path(__file__).with_name("xatlas_child.py")
-_XATLAS_FACES = 60_000  # beyond these xatlas would hardly finish in time on any machine
-# Parts that look toward one axis: smooth objects of 20,000 faces have some 300, noise of as many thousands, on which
-# xatlas takes longer than anybody waits.
-_XATLAS_PARTS = 3000
-_BOX_SECONDS = 40e-6  # that box may take for a face; so much of the limit is kept for it
+# Beyond these there is nothing to be packed: noise of as many thousand charts (smooth objects of 20,000 faces have some
+# 300), or meshes that fill a texture however they lie.
+_PACKED_FACES, _PACKED_CHARTS = 200_000, 3000
 _PADDING = 2  # texels around each chart
 _MOST_STRETCH = 1.5  # by which what xatlas packs may be larger than was asked for: its gutters shrink as much
 _SURE_COS = 0.3  # a face may go along with its neighbours' axis while it leans no further away than this
@@ -57,8 +59,8 @@ class Unwrapped:
         source: (M,) int64 which vertex of the mesh each new one is; vertices on seams are there more than once.
         faces: (F, 3) int32 of new vertices, in the mesh's order.
         uvs: (M, 2) float32 in [0, 1], v up; no two charts overlap.
-        charts: (F,) int32 number of each face's chart; all 0 from xatlas, which does not say.
-        way: ``xatlas``, ``box``, or ``grid``: every two faces in a square cell of their own.
+        charts: (F,) int32 number of each face's chart; all 0 from xatlas, which does not say. Packing may have cut one.
+        way: ``xatlas``, ``packed``, ``box``, or ``grid``: every two faces in a square cell of their own.
         used: share of the square that charts cover.
     """
 
@@ -83,41 +85,55 @@ def unwrap(mesh: Mesh, texture_size: int = 1024, *, way: Way = "auto", time_limi
     Args:
         mesh: any; the fewer and smoother its faces, the better the charts.
         texture_size: texels per side of the square that is packed, 16 to 8192.
-        way: ``auto`` tries xatlas where it is installed and likely to finish, and takes box where it did not.
-        time_limit: seconds for all of it, > 0; xatlas is ended when it would leave box too few.
+        way: ``box``, ``packed``, ``xatlas``, or ``auto``: ``packed`` where xatlas is installed and ends in time, else
+            ``box``.
+        time_limit: seconds for all of it, > 0; xatlas is ended when they are over.
 
     Returns:
         `Unwrapped`.
 
     Raises:
-        SettingsError: a number out of range, or ``xatlas`` insisted on where it is not installed.
+        SettingsError: a number out of range, or ``xatlas`` or ``packed`` insisted on where it is not installed.
         MeshError: more faces than the square has room for, or xatlas insisted on and it failed.
     """
     if not 16 <= texture_size <= 8192 or not time_limit > 0:
         raise SettingsError(
             f"unwrap wants texture_size from 16 to 8192 and time_limit above 0, found {texture_size}, {time_limit}."
         )
-    if way not in ("auto", "xatlas", "box"):
-        raise SettingsError(f"way={way!r}: expected auto, xatlas or box.")
+    if way not in ("auto", "xatlas", "packed", "box"):
+        raise SettingsError(f"way={way!r}: expected auto, xatlas, packed or box.")
     there = importlib.util.find_spec("xatlas") is not None
-    if way == "xatlas" and not there:
-        raise SettingsError("way='xatlas': xatlas is not installed. Try pip install xatlas==0.0.11, or way='box'.")
-    if way == "xatlas" or (way == "auto" and there and _is_tame(mesh)):
-        seconds = time_limit if way == "xatlas" else time_limit - _BOX_SECONDS * len(mesh.faces)
+    if way in ("xatlas", "packed") and not there:
+        raise SettingsError(f"way={way!r}: xatlas is not installed. Try pip install xatlas==0.0.11, or way='box'.")
+    if way == "xatlas":
+        return unwrap_xatlas(mesh, texture_size, time_limit)
+    began = time.monotonic()
+    boxed = unwrap_boxes(mesh, texture_size)
+    if way == "packed" or (way == "auto" and there and _is_packable(boxed)):
         try:
-            return unwrap_xatlas(mesh, texture_size, max(seconds, 0.1))
+            packed = repacked(mesh, boxed, texture_size, max(time_limit - (time.monotonic() - began), 0.1))
+            return packed if way == "packed" or packed.used > boxed.used else boxed
         except MeshError:
-            if way == "xatlas":
+            if way == "packed":
                 raise
-    return unwrap_boxes(mesh, texture_size)
+    return boxed
 
 
-def _is_tame(mesh: Mesh) -> bool:
-    """Whether xatlas is likely to finish: few faces, in few parts that look one way."""
-    if len(mesh.faces) > _XATLAS_FACES:
-        return False
-    neighbors = face_neighbors(mesh.faces)
-    return int(_components(_axes(_crossed(mesh), neighbors), neighbors).max()) < _XATLAS_PARTS
+def _is_packable(boxed: Unwrapped) -> bool:
+    """Whether there are charts to be packed, and few enough to be packed in a moment."""
+    few = len(boxed.faces) <= _PACKED_FACES and int(boxed.charts.max()) < _PACKED_CHARTS
+    return few and boxed.way == "box"
+
+
+def repacked(mesh: Mesh, unwrapped: Unwrapped, texture_size: int, time_limit: float) -> Unwrapped:
+    """Lay the charts of ``unwrapped`` out anew with xatlas, each as large as its share of the surface.
+
+    Raises:
+        MeshError: see `unwrap_xatlas`.
+    """
+    spread = unwrapped.apply(mesh, np.zeros((1, 1, 3), np.uint8))
+    found = _with_xatlas(spread.vertices, spread.faces, texture_size, time_limit, unwrapped.uvs)
+    return replace(found, source=unwrapped.source[found.source], charts=unwrapped.charts, way="packed")
 
 
 def unwrap_xatlas(mesh: Mesh, texture_size: int, time_limit: float) -> Unwrapped:
@@ -126,32 +142,40 @@ def unwrap_xatlas(mesh: Mesh, texture_size: int, time_limit: float) -> Unwrapped
     Raises:
         MeshError: it took longer, failed, or spread the charts over several squares.
     """
-    head = np.array([len(mesh.vertices), len(mesh.faces), texture_size], np.int64).tobytes()
-    data = head + mesh.vertices.tobytes() + mesh.faces.astype(np.uint32).tobytes()
+    return _with_xatlas(mesh.vertices, mesh.faces, texture_size, time_limit, None)
+
+
+def _with_xatlas(
+    vertices: Floats, faces: Ints, texture_size: int, time_limit: float, places: Floats | None
+) -> Unwrapped:
+    """What `lrm.xatlas_child` makes of a mesh, and of ``places`` (N, 2) on charts where they are given."""
+    head = np.array([len(vertices), len(faces), texture_size, places is not None], np.int64).tobytes()
+    data = head + vertices.astype(np.float32).tobytes() + faces.astype(np.uint32).tobytes()
+    data += b"" if places is None else places.astype(np.float32).tobytes()
     # -P: the script's own folder holds modules of this package, which are not to be found by their bare names.
     command = [sys.executable, "-P", str(_CHILD)]
     try:
         done = subprocess.run(command, input=data, capture_output=True, timeout=time_limit, check=False)
     except (subprocess.TimeoutExpired, OSError) as error:
         raise MeshError(
-            f"xatlas did not unwrap {len(mesh.faces)} faces ({type(error).__name__} after at most {time_limit:.1f} s). "
+            f"xatlas did not unwrap {len(faces)} faces ({type(error).__name__} after at most {time_limit:.1f} s). "
             "Reduce the faces, or take way='box'."
         ) from error
     if done.returncode != 0 or len(done.stdout) < 24:
         said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
-        raise MeshError(f"xatlas failed on {len(mesh.faces)} faces ({said[0]}). Take way='box'.")
+        raise MeshError(f"xatlas failed on {len(faces)} faces ({said[0]}). Take way='box'.")
     count, width, height = (int(n) for n in np.frombuffer(done.stdout, np.int64, 3))
     if max(width, height) > _MOST_STRETCH * texture_size:
         raise MeshError(
-            f"xatlas needs {width} x {height} texels for the charts of {len(mesh.faces)} faces, and {texture_size} are "
+            f"xatlas needs {width} x {height} texels for the charts of {len(faces)} faces, and {texture_size} are "
             "to hold them. Reduce the faces, take a larger texture, or way='box'."
         )
     source = np.frombuffer(done.stdout, np.uint32, count, 24).astype(np.int64)
-    faces = np.frombuffer(done.stdout, np.uint32, 3 * len(mesh.faces), 24 + 4 * count).reshape(-1, 3).astype(np.int32)
-    places = np.frombuffer(done.stdout, np.float32, 2 * count, 24 + 4 * count + 12 * len(mesh.faces)).reshape(-1, 2)
+    new = np.frombuffer(done.stdout, np.uint32, 3 * len(faces), 24 + 4 * count).reshape(-1, 3).astype(np.int32)
+    texels = np.frombuffer(done.stdout, np.float32, 2 * count, 24 + 4 * count + 12 * len(faces)).reshape(-1, 2)
     # What it packs comes out a little larger or smaller than was asked for, and rarely square.
-    uvs = (places / max(width, height, 1)).astype(np.float32).clip(0, 1)
-    return Unwrapped(source, faces, uvs, np.zeros(len(faces), np.int32), "xatlas", _covered_share(uvs, faces))
+    uvs = (texels / max(width, height, 1)).astype(np.float32).clip(0, 1)
+    return Unwrapped(source, new, uvs, np.zeros(len(new), np.int32), "xatlas", _covered_share(uvs, new))
 
 
 def _covered_share(uvs: Floats, faces: Ints) -> float:

@@ -2,16 +2,19 @@
 
 ::
 
-    field ──► colours everywhere ──► carried over ──► mirrored ──► generated views ──► photographs
-              (a blurred guess)       what the photo says about exposure and tone,     what was really seen
-                                      fading with distance from what it sees
+    field ──► colours everywhere ──► carried over ──► evened ──► mirrored ──► generated views ──► photographs
+              (a blurred guess)       what the photo says       ╰ where sides are alike ╯         what was really seen
+                                      about exposure and tone,    the same guess on both sides, and
+                                      fading with distance        what the photo shows of one of them
 
 Each layer covers those before it as far as it is to be trusted. The same layers colour vertices and texels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -19,10 +22,21 @@ import torch
 from numpy.typing import NDArray
 
 from lrm.bake import covered_texels, field_colors, snapped, texture_image
+from lrm.cells import Cells
 from lrm.field import Field
 from lrm.mesh import Mesh
-from lrm.projection import Projector, Refined, Sight, carried, joined, refine_camera, smooth_step
-from lrm.raster import render_mesh
+from lrm.projection import (
+    Projector,
+    Refined,
+    Sight,
+    carried,
+    carried_roughly,
+    joined,
+    refine_camera,
+    smooth_step,
+    vertex_areas,
+)
+from lrm.raster import rasterize, render_mesh
 from lrm.symmetry import MirrorPlane, angle_between, mirror_planes
 from lrm.unwrap import TIME_LIMIT, Way, unwrap
 from multiview.cameras import Cameras, orbit
@@ -39,19 +53,24 @@ _OVERALL = 0.5  # share of the photo's mean tone that remains far from all that 
 _MIRROR_DIFFERENCE = (0.03, 0.08)  # colours apart on a mirror's two sides: all trust up to here, none from there
 _LOCAL_DIFFERENCE = (0.10, 0.25)  # the same at one point, against what the field guesses there
 _TWICE = 0.05  # share of the surface that the photos must show on both sides to judge a mirror by themselves
+# The same to have guesses evened by it: the mean of two guesses of what is alike is off by less than they are. This,
+# its error, who vouches and what must be filled were set by 84 training objects, 50 symmetric (benchmarks/texture.py).
+_TWICE_TO_EVEN = 0.02
+_EVENS_ERROR = (0.015, 0.025)  # of the longest side: evened fully where sides are no further apart, not at all there
 _TOLD = 0.01  # share from which what they show on both sides counts against a mirror
 # Where a mirror would fill: colours apart from what the field guesses there. A mirror that the photos judged may differ
 # more from that blurred guess than one that has no other judge. Set by 29 training objects (benchmarks/texture.py).
 _JUDGED_GUESS = (0.045, 0.08)
 _UNJUDGED_GUESS = (0.024, 0.032)
-_LONE_GUESS = (0.010, 0.016)  # nothing of both sides is shown, and no other mirror was found good by the photos
 _ACROSS_DEG = 60.0  # from which angle on a mirror vouches for another: what is alike left and right is seldom cut open
-_FILLS = 0.01  # share of the surface that a mirror must show for the first time to be worth its small errors
+_VOUCHES_ERROR = 0.015  # of the longest side: a mirror whose sides are further apart vouches for none
+_FILLS = 0.03  # share of the surface that a mirror must show for the first time: less hardly shows, and shifts the tone
 _MIRROR_ERROR = 0.035  # of the longest side: how far mirrored surfaces may be apart in the mean
+_CELLS = 64  # along the longest side, in which tones are judged roughly, and guesses evened
 _GENERATED_DIFFERENCE = (0.08, 0.25)  # the same for generated views against the field
 _FULL_SIDE = 256  # pixels per side from which a generated view's details count fully
-_PREVIEW = 320  # pixels per side of each picture of `confidence_sheet`
-_PREVIEW_CELLS = 112  # along the longest side
+_PREVIEW = 256  # pixels per side of each picture of `confidence_sheet`
+_PREVIEW_CELLS = 96  # along the longest side
 _SEEN, _SUPPORTED, _INVENTED = (0.13, 0.55, 0.33), (0.93, 0.69, 0.13), (0.62, 0.62, 0.66)
 
 
@@ -107,7 +126,16 @@ class Layers:
 
 @dataclass(frozen=True, eq=False)
 class _Mirror:
-    """A plane that colours may be carried over, and how far it is trusted."""
+    """A plane that colours may be carried over.
+
+    Attributes:
+        plane: where it lies.
+        trust: how far what the photos show of one side is painted on the other, 0 to 1.
+        difference: colours apart where the photos show both sides; None where they hardly do.
+        off_guess: colours that it would paint, apart from what the field guesses there.
+        twice, fills: shares of the surface that the photos show on both sides, and for the first time by it.
+        evens: how far guesses of what is not seen are made alike on both sides, 0 to 1.
+    """
 
     plane: MirrorPlane
     trust: float
@@ -115,11 +143,17 @@ class _Mirror:
     off_guess: float
     twice: float
     fills: float
+    evens: float = 0.0
 
     @property
     def by_photos(self) -> float:
         """1 where the photos find both sides alike or say nothing, 0 where they find them different."""
         return 1.0 if self.difference is None else _falling(self.difference, *_MIRROR_DIFFERENCE)
+
+    @property
+    def vouches(self) -> bool:
+        """Whether the photos find its two sides alike, and it fits well enough to speak for a mirror across."""
+        return self.twice >= _TWICE and self.by_photos > 0.5 and self.plane.error <= _VOUCHES_ERROR
 
     def told(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -132,6 +166,7 @@ class _Mirror:
             "off_guess": round(self.off_guess, 4),
             "seen_twice": round(self.twice, 4),
             "trust": round(self.trust, 3),
+            "evens": round(self.evens, 3),
         }
 
 
@@ -158,22 +193,30 @@ class SurfacePainter:
                 self.generated.append((self._lined_up(view), min(1.0, min(view.image_size) / _FULL_SIDE)))
         self.mirrors: list[_Mirror] = []
         self._known: dict[MirrorPlane | None, Sight] = {}
-        self.tone = self._tone()
-        if mirror and self.photos:
-            self.mirrors = self._judged()
-        if self.mirrors:
+        self.tone = np.zeros((len(mesh.vertices), 3), np.float32)
+        planes = mirror_planes(mesh, good=_MIRROR_ERROR) if mirror and self.photos else []
+        if planes:
+            cells = Cells(mesh.vertices, _CELLS)
+            self.tone = self._tone(cells)
+            self.mirrors = self._judged(planes)
             self.tone = self._tone()  # now from what is mirrored, too, so that it blends in
+            self.tone += self._evened(cells)
+        elif self.photos:
+            self.tone = self._tone()
 
     def _lined_up(self, view: Views) -> Projector:
-        found = refine_camera(self.mesh, view)
+        drawn = rasterize(self.mesh, view.cameras, *view.image_size)
+        found = refine_camera(self.mesh, view, drawn)
         self.refined.append(found)
-        return Projector(self.mesh, Views(view.images, view.alpha, found.camera))
+        kept = drawn if found.camera is view.cameras else None
+        return Projector(self.mesh, Views(view.images, view.alpha, found.camera), kept)
 
-    def _tone(self) -> NDArray[np.float32]:
-        """(N, 3) what is added to the field's colours at the vertices so that they go on where the photos end."""
+    def _tone(self, cells: Cells | None = None) -> NDArray[np.float32]:
+        """(N, 3) what is added to the field's colours at the vertices so that they go on where the photos end.
+
+        With ``cells`` one answer for all vertices of each, for judging by.
+        """
         vertices, normals = self.mesh.vertices, self.mesh.normals
-        if not self.photos:
-            return np.zeros((len(vertices), 3), np.float32)
         sight = self._shown(vertices, normals)
         weight, color = sight.weight, sight.color
         if self.mirrors:
@@ -183,15 +226,50 @@ class SurfacePainter:
             return np.zeros((len(vertices), 3), np.float32)
         apart = (color - self.mesh.colors) * (weight > 0)[:, None]
         rest = _OVERALL * np.average(apart, axis=0, weights=weight)
-        reach = _REACH * float(self.mesh.extent.max())
-        return carried(self.mesh, apart, weight, reach=reach, rest=rest, start=self.tone if self.mirrors else None)
+        reach = _REACH * self._side
+        if cells is not None:
+            return carried_roughly(self.mesh, cells, apart, weight, reach=reach, rest=rest, areas=self._areas)
+        return carried(self.mesh, apart, weight, reach=reach, rest=rest, areas=self._areas)
+
+    @cached_property
+    def _side(self) -> float:
+        """Longest side of the mesh."""
+        return float(self.mesh.extent.max())
+
+    @cached_property
+    def _areas(self) -> NDArray[np.float64]:
+        """(N,) of the vertices."""
+        return vertex_areas(self.mesh)
+
+    def _evened(self, cells: Cells) -> NDArray[np.float32]:
+        """(N, 3) what makes the guesses at the vertices that no photo shows more alike on both sides of mirrors.
+
+        The mean of the guesses of a place and of its mirror images, where these do not differ by much.
+        """
+        planes = [each for each in self.mirrors if each.evens > 0]
+        change = np.zeros((len(self.mesh.vertices), 3), np.float32)
+        if not planes:
+            return change
+        guessed = np.clip(self.mesh.colors + self.tone, 0, 1)
+        share = 1 - self._shown(self.mesh.vertices, self.mesh.normals).weight
+        share *= 1 - self._filled(self.mesh.vertices, self.mesh.normals, guessed)[1].clip(0, 1)
+        hidden = np.flatnonzero(share > 0)
+        places, means = self.mesh.vertices[hidden].astype(np.float64), cells.means(guessed)
+        own, total = cells.blended(means, places), np.ones(len(hidden), np.float32)
+        for mirror in planes:
+            other = cells.blended(means, mirror.plane.mirrored(places))
+            weight = mirror.evens * _agreeing(other, own, _LOCAL_DIFFERENCE)
+            change[hidden] += weight[:, None] * (other - own)
+            total += weight
+        change[hidden] *= (share[hidden] / total)[:, None]
+        return change
 
     def _filled(
         self, points: Floats, normals: Floats, guessed: Floats
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Colours (N, 3) of points from their mirror images, and how far (N,) they are supported by these."""
         color, support = np.asarray(guessed, np.float32), np.zeros(len(points), np.float32)
-        for mirror in self.mirrors:
+        for mirror in (each for each in self.mirrors if each.trust > 0):
             sight = self._shown(points, normals, mirror.plane)
             weight = mirror.trust * sight.weight * _agreeing(sight.soft, guessed, _LOCAL_DIFFERENCE)
             weight = weight * (1 - support)
@@ -199,21 +277,24 @@ class SurfacePainter:
             color, support = _over(color, sight.soft, weight), support + weight
         return color, support
 
-    def _judged(self) -> list[_Mirror]:
+    def _judged(self, planes: Sequence[MirrorPlane]) -> list[_Mirror]:
         """The planes that are trusted: by how alike their sides are where the photos show both, and by the field.
 
         Where the photos show too little of both sides, as with a mirror between front and back, the field's guess
-        decides, and more strictly: it is blurred, and a wrong mirror may well be near it.
+        decides, and more strictly: it is blurred, and a wrong mirror may well be near it. A mirror of which they show
+        nothing on both sides must be vouched for by another across: lifts are often more alike in front and behind than
+        their objects.
         """
-        looked = [self._looked_at(plane) for plane in mirror_planes(self.mesh, good=_MIRROR_ERROR)]
-        good = [each.plane for each in looked if each.twice >= _TWICE and each.by_photos > 0.5]
+        looked = [self._looked_at(plane) for plane in planes]
+        good = [each.plane for each in looked if each.vouches]
         trusted = []
         for each in looked:
             near = _JUDGED_GUESS if each.twice >= _TWICE else _UNJUDGED_GUESS
-            if each.difference is None and not any(angle_between(each.plane, other) >= _ACROSS_DEG for other in good):
-                near = _LONE_GUESS
-            trust = each.by_photos * _falling(each.off_guess, *near) * (each.fills >= _FILLS)
-            trusted += [replace(each, trust=trust)] if trust > 0 else []
+            alone = each.difference is None and all(angle_between(each.plane, other) < _ACROSS_DEG for other in good)
+            trust = each.by_photos * _falling(each.off_guess, *near) * (each.fills >= _FILLS) * (not alone)
+            evens = each.by_photos * _falling(each.plane.error, *_EVENS_ERROR)
+            evens *= each.difference is not None and each.twice >= _TWICE_TO_EVEN
+            trusted += [replace(each, trust=trust, evens=evens)] if trust > 0 or evens > 0 else []
         return trusted
 
     def _looked_at(self, plane: MirrorPlane) -> _Mirror:

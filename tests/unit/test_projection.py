@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from lrm import projection
+from lrm.cells import Cells
 from lrm.mesh import Mesh
-from lrm.projection import Projector, Sight, carried, joined, refine_camera, smooth_step
-from lrm.raster import render_mesh
+from lrm.projection import Projector, Sight, carried, carried_roughly, joined, refine_camera, smooth_step, vertex_areas
+from lrm.raster import rasterize, render_mesh
 from multiview.cameras import Cameras, orbit, project
 from multiview.errors import SettingsError
 from multiview.views import Views
@@ -158,3 +160,63 @@ def test_a_tone_known_nowhere_is_the_rest() -> None:
     none = np.zeros(len(mesh.vertices))
     found = carried(mesh, np.zeros((len(none), 1)), none, reach=0.2, rest=np.array([0.25]))
     assert found == pytest.approx(np.full((len(none), 1), 0.25), abs=1e-3)
+
+
+def test_quick_tones_are_near_those_of_a_plain_solver() -> None:
+    # Known on one half and in a checkered way; the plain answer is of the whole system at once, in fp64.
+    mesh = ball(4)
+    x, y, z = mesh.vertices.T
+    weight = np.where(x > 0.05, 0.3 + 0.7 * (y > 0), 0.0)
+    values, rest = np.stack([0.2 * np.sign(np.sin(9 * z)), 0.1 + 0.3 * y], 1), np.array([0.0, 0.1])
+    areas = vertex_areas(mesh)
+    known, loose = 64 * areas * weight / 0.25**2, areas / 0.25**2
+    system = projection._system(mesh.faces, known, loose).toarray()
+    plain = np.linalg.solve(system, known[:, None] * values + loose[:, None] * rest)
+    quick = carried(mesh, values, weight, reach=0.25, rest=rest)
+    assert np.abs(quick - plain).max() < 0.006 and np.abs(quick - plain).mean() < 0.001  # a byte is 0.004
+    rough = carried_roughly(mesh, Cells(mesh.vertices, 24), values, weight, reach=0.25, rest=rest)
+    assert np.abs(rough - plain).mean() < 0.02 and np.abs(rough - plain).max() < 0.15
+    assert np.abs(0 * plain + rest - plain).mean() > 0.06  # what no answer at all is off by
+
+
+def test_areas_of_vertices() -> None:
+    # A triangle of area 2 and one of area 1 on its long side; a vertex of neither keeps a trace.
+    vertices = np.array([[0, 0, 0], [2, 0, 0], [0, 2, 0], [2, 2, 1], [9, 9, 9]])
+    mesh = Mesh(vertices, np.array([[0, 1, 2], [1, 3, 2]]), np.full((5, 3), 0.5))
+    other = np.linalg.norm(np.cross((0, 2, 1), (-2, 2, 0))) / 2
+    assert vertex_areas(mesh) == pytest.approx([2 / 3, (2 + other) / 3, (2 + other) / 3, other / 3, 0], abs=1e-5)
+    assert vertex_areas(mesh).min() > 0
+
+
+@pytest.mark.parametrize("size", [64, 300, 512])
+def test_the_quick_blur_is_near_the_plain_one(size: int) -> None:
+    from scipy import ndimage
+
+    rng = np.random.default_rng(size)
+    blocks = np.kron(rng.random((3, size // 16 + 1, size // 16 + 1)), np.ones((16, 16)))[:, :size, :size]
+    image, solid = blocks.astype(np.float32), np.hypot(*np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]) < 0.8
+    wide = 0.02 * size
+    share = ndimage.gaussian_filter(solid.astype(np.float32), wide)
+    plain = np.stack([ndimage.gaussian_filter(each * solid, wide) for each in image]) / np.maximum(share, 1e-3)
+    apart = np.abs(projection._softened(image, solid) - plain)[:, solid]
+    assert apart.max() < 0.02 and apart.mean() < 0.002
+
+
+def test_a_drawing_at_hand_gives_the_same_sights() -> None:
+    mesh = ball(4, (1.0, 0.8, 0.6))
+    view = halves(400)
+    drawn = rasterize(mesh, view.cameras, 400, 400)
+    with_it, without = Projector(mesh, view, drawn), Projector(mesh, view)
+    for mine, plain in zip(
+        vars(with_it(mesh.vertices, mesh.normals)).values(), vars(without(mesh.vertices, mesh.normals)).values(),
+        strict=True,
+    ):  # fmt: skip
+        assert np.array_equal(mine, plain)
+    matte = Views(view.images, torch.from_numpy((drawn.face >= 0).astype(np.float32))[None, None], view.cameras)
+    smaller = ball(4, (0.9, 0.72, 0.54))  # the outline must grow by a ninth, as far as it may: 8 %
+    plain = refine_camera(smaller, matte)
+    quick = refine_camera(smaller, matte, rasterize(smaller, view.cameras, 400, 400))
+    assert quick.scale == pytest.approx(plain.scale, abs=0.005) and plain.scale > 1.05
+    assert quick.overlap == pytest.approx(plain.overlap, abs=0.003)
+    coarse = refine_camera(smaller, matte, rasterize(smaller, view.cameras, 64, 64))  # too coarse: drawn anew
+    assert (coarse.scale, coarse.overlap) == (plain.scale, plain.overlap)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lrm.cells import Cells
 from lrm.mesh import Mesh
-from lrm.symmetry import MirrorPlane, mirror_planes
+from lrm.metrics import sample_surface
+from lrm.symmetry import MirrorPlane, _Search, mirror_planes
 
 
 def box(extents: tuple[float, float, float], yaw_deg: float, moved: tuple[float, float] = (0, 0)) -> Mesh:
@@ -55,3 +57,32 @@ def test_mirroring_twice_changes_nothing(angle: float) -> None:
 def test_the_search_is_repeatable() -> None:
     mesh = box((1.0, 0.4, 0.3), 12.0)
     assert mirror_planes(mesh, seed=3) == mirror_planes(mesh, seed=3)
+
+
+def test_the_quick_search_measures_what_exact_distances_say() -> None:
+    from scipy.spatial import cKDTree
+
+    mesh = box((1.0, 0.4, 0.3), 31.0, (0.2, -0.1))
+    points = sample_surface(mesh, 26_000, np.random.default_rng(0))
+    search = _Search(points[:1500], Cells(points[1500:], 48), 1.0)
+    angles = np.deg2rad([0.0, 31.0, 60.0, 76.0, 121.0, 150.0])
+    offsets = search.middles(angles) + np.array([0.0, 0.0, 0.05, -0.1, 0.0, 0.02])
+    tree = cKDTree(points[1500:])
+    for angle, offset, found in zip(angles, offsets, search.errors(angles, offsets), strict=True):
+        plane = MirrorPlane((float(np.cos(angle)), float(np.sin(angle)), 0.0), float(offset), 0.0)
+        exact = np.minimum(tree.query(plane.mirrored(points[:1500]))[0], 0.2).mean()
+        assert found == pytest.approx(exact, abs=1 / 96)  # half a cell
+    # A box's middle is that of its points.
+    assert search.middles(np.deg2rad([31.0]))[0] == pytest.approx(0.2 * np.cos(0.541) - 0.1 * np.sin(0.541), abs=0.005)
+
+
+def test_meshes_of_many_faces_have_the_planes_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    import trimesh
+
+    shape = trimesh.creation.icosphere(5, 0.5)  # 20,480 faces
+    egg = Mesh(shape.vertices * (1.0, 0.6, 0.8), shape.faces, np.full((len(shape.vertices), 3), 0.5))
+    found = [sorted(azimuth(plane) % 90 for plane in mirror_planes(egg))]
+    monkeypatch.setattr("lrm.symmetry._FACES", 2000)
+    found.append(sorted(azimuth(plane) % 90 for plane in mirror_planes(egg)))
+    for angles in found:
+        assert len(angles) == 2 and all(min(angle, 90 - angle) < 1.5 for angle in angles)

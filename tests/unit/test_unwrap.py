@@ -160,11 +160,35 @@ def test_xatlas_is_not_taken_where_its_charts_would_have_no_gutters() -> None:
         unwrap(soup(1500), 64, way="xatlas", time_limit=120)
 
 
+@needs_xatlas
+@pytest.mark.parametrize("shape", ["ball", "cube", "ramp"])
+def test_packed_charts_are_those_of_boxes_laid_out_anew(shape: str) -> None:
+    mesh = {"ball": ball(0.0), "cube": cube(), "ramp": helicoid()}[shape]
+    found, boxed = unwrap(mesh, 256, way="packed", time_limit=120), unwrap(mesh, 256, way="box")
+    assert found.way == "packed" and same_corners(found, mesh) and np.array_equal(found.charts, boxed.charts)
+    assert found.uvs.min() >= 0 and found.uvs.max() <= 1 and overlaps(found, 256) <= 3
+    areas = np.abs(uv_areas(found))  # xatlas turns charts over where they lie better so
+    # Faces are as large as on the surface, but for what leans away within a chart: 1 / 0.3 in all.
+    corners = mesh.vertices[mesh.faces].astype(float)
+    true = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+    assert (areas / true).max() < 4 * (areas / true).min()
+
+
+@needs_xatlas
+def test_what_is_packed_better_is_taken() -> None:
+    ramp, round_ = helicoid(), ball(0.0)  # curved strips, whose boxes are half empty; and six squares but for corners
+    assert unwrap(ramp, 256, way="packed").used > 1.2 * unwrap(ramp, 256, way="box").used
+    assert unwrap(ramp, 256, time_limit=120).way == "packed"
+    assert unwrap(round_, 256, way="packed").used < unwrap(round_, 256, way="box").used
+    assert unwrap(round_, 256, time_limit=120).way == "box"
+
+
 def test_without_xatlas_boxes_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert unwrap(cube(), 64).way == "box"
-    with pytest.raises(SettingsError, match="pip install xatlas"):
-        unwrap(cube(), 64, way="xatlas")
+    for way in ("xatlas", "packed"):
+        with pytest.raises(SettingsError, match=f"way='{way}'.*pip install xatlas"):
+            unwrap(cube(), 64, way=way)  # type: ignore[arg-type]
 
 
 def test_xatlas_is_ended_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -173,6 +197,8 @@ def test_xatlas_is_ended_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(subject, "_CHILD", sleeper)
     with pytest.raises(MeshError, match=r"12 faces \(TimeoutExpired after at most 0.3 s\).*way='box'"):
         unwrap_xatlas(cube(), 64, 0.3)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert unwrap(cube(), 64, time_limit=0.3).way == "box"
     assert not mark.exists()
 
 
@@ -182,11 +208,12 @@ def test_what_xatlas_fails_on_is_unwrapped_by_boxes(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(subject, "_CHILD", broken)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert unwrap(cube(), 64).way == "box"
-    with pytest.raises(MeshError, match="out of luck"):
-        unwrap(cube(), 64, way="xatlas")
+    for way in ("xatlas", "packed"):
+        with pytest.raises(MeshError, match="out of luck"):
+            unwrap(cube(), 64, way=way)  # type: ignore[arg-type]
 
 
-def test_xatlas_is_not_begun_for_meshes_that_it_would_not_finish(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packing_is_not_begun_for_meshes_that_would_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("xatlas was begun")
 
@@ -194,10 +221,10 @@ def test_xatlas_is_not_begun_for_meshes_that_it_would_not_finish(monkeypatch: py
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with pytest.raises(AssertionError, match="was begun"):
         unwrap(ball(0.0, level=3), 256)  # 1280 faces, in 6 parts
-    monkeypatch.setattr(subject, "_XATLAS_FACES", 1000)
+    monkeypatch.setattr(subject, "_PACKED_FACES", 1000)
     assert unwrap(ball(0.0, level=3), 256).way == "box"
-    monkeypatch.setattr(subject, "_XATLAS_FACES", 10_000)
-    monkeypatch.setattr(subject, "_XATLAS_PARTS", 100)
+    monkeypatch.setattr(subject, "_PACKED_FACES", 10_000)
+    monkeypatch.setattr(subject, "_PACKED_CHARTS", 100)
     assert unwrap(ball(0.05, level=3), 256).way == "box"
 
 
@@ -206,7 +233,7 @@ def test_xatlas_is_not_begun_for_meshes_that_it_would_not_finish(monkeypatch: py
     [
         ({"texture_size": 8}, "16 to 8192"),
         ({"time_limit": 0.0}, "time_limit above 0"),
-        ({"way": "other"}, "auto, xatlas"),
+        ({"way": "other"}, "auto, xatlas, packed"),
     ],
     ids=["size", "time", "way"],
 )
