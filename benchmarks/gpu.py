@@ -8,7 +8,7 @@ Measured in one process, after warm-up, as the median of some runs with their ra
 - SyncDreamer's sixteen views over all steps of the schedule, networks of the published sizes (filled), in the ways that
   `multiview.fastrun` knows, against the plain one: fp32, one view and one half of the guidance at a time, nothing kept.
 
-It needs torch, numpy and safetensors, and for the mesh scipy; no diffusers. ``--small`` runs all of it in
+It needs torch, numpy and safetensors, and for a mesh on the CPU scipy; no diffusers. ``--small`` runs all of it in
 seconds on any machine, to see that it runs; its figures mean nothing.
 """
 
@@ -31,9 +31,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lrm import devicemesh
 from lrm.blocks import use_dtype
+from lrm.devicemesh import DeviceEvaluator
 from lrm.field import TriplaneField
 from lrm.fit import FitConfig, fit_points
+from lrm.lattice import Lattice
+from lrm.threshold import choose_threshold
 from lrm.triposr import TripoSRConfig, TripoSRNetwork
 from lrm.vit import VitConfig
 from multiview.devices import describe_device, on_accelerator, pick_device, synchronize
@@ -55,6 +59,7 @@ from .teapot import color, distance, teapot_field
 LIFT_TARGET_S, SYNC_TARGET = 0.15, 4.0
 GUIDANCE = 2.0
 _MIB = 1 << 20
+_POINTS = 1 << 18  # per pass through a field, as `extract_mesh`
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,7 @@ def on(device: torch.device, one: TriplaneField) -> TriplaneField:
 def measure_lift(device: torch.device, sizes: Sizes, compiling: bool) -> list[dict[str, Any]]:
     """One picture to a mesh, by stage: rows of ``way``, ``copy``, ``network``, ``mesh`` and ``all``.
 
-    The mesh is left out where scipy is missing.
+    ``mesh parts`` are those of `mesh_parts`. On the CPU the mesh is left out where scipy is missing.
     """
     config = sizes.triposr
     picture = torch.rand(1, 3, config.image_size, config.image_size, generator=_seeded(1))
@@ -201,7 +206,7 @@ def measure_lift(device: torch.device, sizes: Sizes, compiling: bool) -> list[di
         picture = picture.pin_memory()
     with torch.enable_grad():  # it is fitted where it does not lie in the cache
         one = on(device, teapot_field() if sizes.teapot is None else small_teapot(sizes.teapot))
-    mesh = _mesh_timing(device, one, sizes)
+    mesh, parts = _mesh_timing(device, one, sizes), mesh_parts(device, one, sizes)
     with device:
         network = filled(TripoSRNetwork(config))
     flop = counted(lambda: network(picture.to(device)))
@@ -221,6 +226,7 @@ def measure_lift(device: torch.device, sizes: Sizes, compiling: bool) -> list[di
                 "tflop": flop / 1e12,
                 "seconds": {stage: asdict(timing) for stage, timing in stages.items()},
                 "all": None if mesh is None else sum(timing.median for timing in stages.values()),
+                "mesh parts": {part: asdict(timing) for part, timing in parts.items()},
             }
         )
     return rows
@@ -228,11 +234,45 @@ def measure_lift(device: torch.device, sizes: Sizes, compiling: bool) -> list[di
 
 def _mesh_timing(device: torch.device, one: TriplaneField, sizes: Sizes) -> Timing | None:
     """Seconds of taking a mesh, None where what it needs is missing."""
-    if importlib.util.find_spec("scipy") is None:
+    if importlib.util.find_spec("scipy") is None and not devicemesh.works_here(device):
         return None
     from lrm.mesh import extract_mesh
 
     return timed(lambda: extract_mesh(one, mesh_resolution=sizes.resolution), device, max(1, sizes.runs // 2))
+
+
+def mesh_parts(device: torch.device, one: TriplaneField, sizes: Sizes) -> dict[str, Timing]:
+    """What a mesh over the whole cube is made of, as tensors on the device: one lattice, its second look left out.
+
+    Returns:
+        ``folding`` the decoder into the planes, the coarse ``scan``, ``cells`` and triangles, ``pieces``, ``vertices``
+        with their colours, and the ``copy`` of the mesh to the CPU.
+    """
+    n, raw = sizes.resolution, one.raw_density()
+    lattice = Lattice((-one.scene_radius,) * 3, 2 * one.scene_radius / (n - 1), (n,) * 3)
+    both = raw.with_color
+
+    def density_and_color(points: Tensor) -> Tensor:
+        assert both is not None
+        density, colors = both(points)
+        return torch.cat([density[:, None], colors], 1)
+
+    evaluate, colored = (DeviceEvaluator(ask, device, _POINTS) for ask in (raw.raw, density_and_color))
+    coarse = devicemesh.device_scan(lattice, 4, evaluate)
+    level = choose_threshold(coarse.inner, raw, one.level, "auto", samples_per_axis=n).raw
+    found = devicemesh.crossings(lattice, coarse, evaluate, level)
+    assert found is not None and found.cells
+    outer, _ = found.outer(0.01)
+    vertices, colors = outer.place(colored, 4)
+    calls: dict[str, Callable[[], object]] = {
+        "folding": one.raw_density,
+        "scan": lambda: devicemesh.device_scan(lattice, 4, evaluate),
+        "cells": lambda: devicemesh.crossings(lattice, coarse, evaluate, level),
+        "pieces": lambda: found.outer(0.01),
+        "vertices": lambda: outer.place(colored, 4),
+        "copy": lambda: [values.cpu() for values in (vertices, colors, outer.faces)],
+    }
+    return {name: timed(call, device, max(1, sizes.runs // 2)) for name, call in calls.items()}
 
 
 def counted(call: Callable[[], object]) -> float:
@@ -446,6 +486,7 @@ def table(found: dict[str, Any]) -> str:
             f"TripoSR's size, picture to mesh, {found['resolution']} samples per axis (s; target {LIFT_TARGET_S})",
         ]
         lines += [_lift_line(row, rates) for row in found["triposr"]]
+        lines += [f"  mesh over the whole cube: {_seconds(found['triposr'][0]['mesh parts'])}"]
     if "syncdreamer" in found:
         lines += [
             "",
@@ -462,13 +503,17 @@ def table(found: dict[str, Any]) -> str:
 
 
 def _lift_line(row: dict[str, Any], rates: dict[str, float]) -> str:
-    stages = ", ".join(
-        f"{name} {one['median']:.4f} ({one['low']:.4f} to {one['high']:.4f})" for name, one in row["seconds"].items()
-    )
+    stages = _seconds(row["seconds"])
     rate = rates.get("fp32 TFLOP/s" if row["way"] == "fp32" else "bf16 TFLOP/s")
     floor = "" if rate is None else f", network's floor {row['tflop'] / rate:.4f}"
     whole = "no mesh: scipy is missing" if row["all"] is None else f"all {row['all']:.4f}"
     return f"  {row['way']:18}{stages}{floor}, {whole}{_failed(row)}"
+
+
+def _seconds(stages: dict[str, dict[str, float]]) -> str:
+    return ", ".join(
+        f"{name} {one['median']:.4f} ({one['low']:.4f} to {one['high']:.4f})" for name, one in stages.items()
+    )
 
 
 def _sync_line(row: dict[str, Any], plain: float) -> str:

@@ -7,10 +7,12 @@ references' arithmetic; with bf16 ones it is half the memory at a small, bounded
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal, TypeVar
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +20,16 @@ from torch import Tensor, nn
 
 from multiview.attention import attend, join_heads, split_heads
 
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
 Step = Literal["self", "cross"]
 Network = TypeVar("Network", bound=nn.Module)
 
 
 _PIXELS = 64  # of the small pictures that `multiply_rows` makes of rows
 _FEW_ROWS = 512  # with fewer, convolutions are no faster
+_MOST_THREADS = 8  # a look at a coarse scan has some nine blocks
 
 
 @cache
@@ -71,6 +77,81 @@ def multiply_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     pictures = rows.view(-1, 1, _PIXELS, x.shape[-1]).permute(0, 3, 1, 2)
     out = F.conv2d(pictures, weight[:, :, None, None].to(memory_format=torch.channels_last), bias)
     return out.permute(0, 2, 3, 1).reshape(-1, len(weight))[:count].view(*x.shape[:-1], len(weight))
+
+
+def in_threads(function: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> Tensor:
+    """``function`` of each part, one after the other in one tensor, by as many threads as torch has, up to eight.
+
+    Blocks that fit a processor's cache are too small to share: torch's threads wait for each other after every one of
+    a block's thirty operations, and many times as long where something else runs on one of the cores. Here a thread
+    does whole blocks on one core. What comes back does not depend on the number of threads.
+    """
+    count = torch.get_num_threads()
+    if count == 1:
+        return torch.cat([function(part) for part in parts])
+    # Threads begin with gradients, whatever their caller has.
+    gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+    def as_called(work: Callable[..., Tensor], argument: Any) -> Tensor:
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+            return work(argument)
+
+    threads = _threads(count, os.getpid())
+    found = list(threads.map(partial(as_called, function), parts))
+    return threads.submit(as_called, torch.cat, found).result()
+
+
+@cache
+def _threads(count: int, process: int) -> ThreadPoolExecutor:
+    """Threads whose torch operations stay on one core each; a forked process has none of its parent's, hence its id."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    workers = min(count, _MOST_THREADS)
+    ready = threading.Barrier(workers + 1)
+
+    def begin() -> None:
+        torch.get_num_threads()  # a thread takes over the process's number once, now
+        torch.set_num_threads(1)  # for this thread, and for threads that begin later
+        ready.wait()
+
+    threads = ThreadPoolExecutor(workers, "trilift-blocks", begin)
+    for _ in range(workers):
+        threads.submit(int)
+    ready.wait()
+    torch.set_num_threads(count)  # for threads that begin later
+    return threads
+
+
+def silu_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """SiLU of `multiply_rows`, in one pass over the numbers where torch brings that.
+
+    On the CPU, without gradients, from some rows on. SiLU alone takes as long as a product of 64 x 64 in bf16; inside
+    oneDNN's product it costs half of that, and rounds once instead of twice.
+    """
+    fused = _fused_silu() if x.device.type == "cpu" and not torch.is_grad_enabled() else None
+    pays = multiplies_bf16() if x.dtype == torch.bfloat16 else x.dtype == torch.float32 and mkl_is_slow()
+    if fused is None or not pays or x.numel() < _FEW_ROWS * max(x.shape[-1], 1):
+        return F.silu(multiply_rows(x, weight, bias), inplace=not torch.is_grad_enabled())
+    return fused(x, weight, bias, "swish", [], "")
+
+
+@cache
+def _fused_silu() -> Callable[..., Tensor] | None:
+    """oneDNN's product with SiLU, where torch has it.
+
+    It is torch's own, made for its compiler and named nowhere else, so that it is tried first and its answer looked at.
+    """
+    x, weight = torch.linspace(-3, 3, 32 * 16).view(32, 16), torch.linspace(-1, 1, 16 * 16).view(16, 16).sin()
+    try:
+        fused: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
+        with torch.no_grad():
+            for dtype, off in ((torch.float32, 1e-4), (torch.bfloat16, 0.1)):
+                found = fused(x.to(dtype), weight.to(dtype), weight[0].to(dtype), "swish", [], "")
+                if not torch.allclose(found.float(), F.silu(F.linear(x, weight, weight[0])), rtol=off, atol=off):
+                    return None
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return fused
 
 
 class Linear(nn.Linear):

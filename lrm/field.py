@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from multiview.devices import on_accelerator
 from multiview.errors import FieldError
 
-from .blocks import multiplies_bf16, multiply_rows
+from .blocks import in_threads, multiplies_bf16, multiply_rows, silu_rows
 
 # Plane p reads coordinates (a, b) of a point: a runs along W, b along H. 0 = x, 1 = y, 2 = z.
 PlanePairs = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -31,6 +31,10 @@ _BLOCK = 1 << 14  # bytes for each number of a layer: 1 MiB per layer of 64 numb
 
 Activation = Literal["silu", "relu"]
 _ACTIVATIONS: dict[str, Callable[..., Tensor]] = {"silu": F.silu, "relu": F.relu}
+_LAYERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # without gradients, activation included
+    "silu": silu_rows,
+    "relu": lambda x, weight, bias: F.relu_(multiply_rows(x, weight, bias)),
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class RawDensity:
         level_is_sure: the field's own level is right, however little of the field lies above it.
         rough: as ``raw`` in fewer digits and a fraction of the time, where the field has such a way, or None.
         with_color: world points (N, 3) → raw (N,) and sRGB colour (N, 3) for little more than ``raw`` alone, or None.
+        thin: world points (N, 3) → raw (N,) of those parts alone that may be too thin for a first look, for little; the
+            field's raw density is at least that. None where nothing is known of such parts.
     """
 
     raw: Callable[[Tensor], Tensor]
@@ -53,6 +59,7 @@ class RawDensity:
     level_is_sure: bool = False
     rough: Callable[[Tensor], Tensor] | None = None
     with_color: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    thin: Callable[[Tensor], Tensor] | None = None
 
 
 class Field(ABC):
@@ -223,8 +230,7 @@ def _run_blocks(function: Callable[[Tensor], Tensor], points: Tensor, numbers: t
     """``function`` of points (N, 3), on the CPU in blocks whose layers of ``numbers`` stay in the processor's cache."""
     if on_accelerator(points.device):
         return function(points)
-    blocks = points.split(_BLOCK // numbers.itemsize)
-    return function(points) if len(blocks) == 1 else torch.cat([function(block) for block in blocks])
+    return in_threads(function, points.split(_BLOCK // numbers.itemsize))
 
 
 def _texels(coordinates: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -404,7 +410,14 @@ class TriplaneField(Field):
             self.raw_bias is not None,
             None if rough is None else lambda points: rough(points)[:, 0],
             with_color,
+            None if self.touch is None else self._touched_alone,
         )
+
+    @torch.no_grad()
+    def _touched_alone(self, points: Tensor) -> Tensor:
+        """Raw density (N,) that `touch` gives to points (N, 3) where there is nothing else."""
+        assert self.touch is not None
+        return self.touch(points.new_full((len(points),), -math.inf), self._coordinates(points.float()))
 
     def folded_raw(
         self, outputs: slice = slice(0, 4), *, rough: bool = False, folded: FoldedPlanes | None = None
@@ -433,7 +446,7 @@ class TriplaneField(Field):
             coordinates = self._coordinates(points.float())
             x = activation(folded.sums(coordinates).add_(folded.bias), inplace=True).to(numbers)
             for w, b in hidden:
-                x = activation(multiply_rows(x, w, b), inplace=True)
+                x = _LAYERS[self.decoder.activation](x, w, b)
             x = F.linear(x.float(), weight, bias)
             return self._biased(x, coordinates) if biased else x
 

@@ -6,7 +6,7 @@ which count as empty whatever the field says there. That layer is what closes a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ BRICK_BITS = 3  # bricks of 8 x 8 x 8 samples
 _SIDE = 1 << BRICK_BITS
 _LAST = _SIDE - 1
 _TOGETHER = 1 << 16  # samples of layers that are evaluated in one call; changes memory only
+_SAFETY = 4  # margins are so many times the largest error seen
 _CALIBRATION = 2048  # samples by which the error of rough values is learned
 _FAIR_LOOK, _MOST_NEAR = 1 << 14, 0.4  # rough values are given up if, after so many, more than this share was too near
 OUTSIDE = -np.inf
@@ -78,12 +79,17 @@ class Evaluator:
         densities = values if values.ndim == 1 else values[:, 0]
         bad = ~np.isfinite(densities)
         if bad.any():
-            x, y, z = positions[int(np.argmax(bad))]
-            raise FieldError(
-                f"the field's density is not finite at {int(bad.sum())} of {len(values)} points, first at "
-                f"({x:.4g}, {y:.4g}, {z:.4g}). Check the weights, or run the network in fp32 (--dtype fp32)."
-            )
+            raise not_finite(int(bad.sum()), len(values), positions[int(np.argmax(bad))])
         return values
+
+
+def not_finite(bad: int, asked: int, first: Sequence[float] | Floats) -> FieldError:
+    """The error for densities that are not finite: how many of how many, and where the first one is."""
+    x, y, z = first
+    return FieldError(
+        f"the field's density is not finite at {bad} of {asked} points, first at "
+        f"({x:.4g}, {y:.4g}, {z:.4g}). Check the weights, or run the network in fp32 (--dtype fp32)."
+    )
 
 
 def evaluate_chunks(
@@ -110,6 +116,11 @@ class SureSides:
     ) -> None:
         self.exact, self.rough, self.level, self.margin = exact, rough, level, margin
         self._asked = self._near = 0
+
+    @property
+    def noise(self) -> float:
+        """The largest error of the rough numbers that was seen."""
+        return self.margin / _SAFETY
 
     def __call__(self, positions: Floats) -> Floats:
         """Raw density (N,) float32 at world positions (N, 3)."""
@@ -148,7 +159,7 @@ def sure_sides(
     values = coarse.values[tuple(known.T)]
     distance = np.abs(values - np.float32(level))
     nearest = np.argpartition(distance, min(_CALIBRATION, len(values)) - 1)[:_CALIBRATION]
-    margin = 4 * float(np.abs(exact(positions[nearest]) - values[nearest]).max())
+    margin = _SAFETY * float(np.abs(exact(positions[nearest]) - values[nearest]).max())
     sides = SureSides(exact, rough, level, margin)
     settled = coarse.values.copy()
     settled[tuple(known.T)] = sides.settle(values, positions)
@@ -301,7 +312,7 @@ def scan(lattice: Lattice, step: int, evaluate: Callable[[Floats], Floats]) -> S
         step: in samples, >= 1.
         evaluate: world positions (N, 3) → raw density (N,).
     """
-    axes = [np.unique(np.concatenate([[0], np.arange(1, n + 1, step), [n, n + 1]])) for n in lattice.shape]
+    axes = coarse_axes(lattice, step)
     values = np.full([len(a) for a in axes], np.nan, np.float32)
     for parity in (0, 1):
         chosen = values[parity::2, parity::2, parity::2]
@@ -312,6 +323,11 @@ def scan(lattice: Lattice, step: int, evaluate: Callable[[Floats], Floats]) -> S
         found[real] = evaluate(lattice.positions(index[real]))
         chosen[...] = found.reshape(chosen.shape)
     return Scan((axes[0], axes[1], axes[2]), values)
+
+
+def coarse_axes(lattice: Lattice, step: int) -> list[NDArray[np.int64]]:
+    """Padded indices of the samples of a `scan` along x, y and z: the padding, every ``step``-th one, the last one."""
+    return [np.unique(np.concatenate([[0], np.arange(1, n + 1, step), [n, n + 1]])) for n in lattice.shape]
 
 
 def layers(lattice: Lattice, evaluate: Callable[[Floats], Floats], level: float) -> Iterator[Floats]:

@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from multiview.errors import MeshError
 
 from .lattice import OUTSIDE, Floats, Ints, Lattice, Scan, SparseSamples, diagonal_pairs, first_of_each, layers
+from .pieces import outer_faces
 
 CORNERS = np.array([[c >> 2 & 1, c >> 1 & 1, c & 1] for c in range(8)], np.int32)
 _FACE_STEPS = np.array([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1], [0, 0, 1]], np.int32)
 _ROUND_PAIRS = 1024  # coarse pairs that are searched along their path in the first round; twice as many in each other
 _PASS = 1 << 19  # cells or vertices per pass over big arrays; changes memory only
-_NEAR_ENOUGH = 0.01  # of the difference along an edge: closer to the level, a vertex is not looked at again
-_SAME_PLACE = 0.02  # of an edge: colours seen no further from a vertex than this are its colours
+NEAR_ENOUGH = 0.01  # of the difference along an edge: closer to the level, a vertex is not looked at again
+SAME_PLACE = 0.02  # of an edge: colours seen no further from a vertex than this are its colours
+_MOST_NEAR = 0.03  # in place of `NEAR_ENOUGH` where rough ends explain that a first guess is off
 _MOST_FACES = 50_000_000  # of a mesh that fills its lattice: it takes some 6 GB
 
 
@@ -296,6 +298,25 @@ class Crossings:
     faces: NDArray[np.int32]
     cells: int
 
+    @property
+    def sides_cut(self) -> NDArray[np.bool_]:
+        """(2, 3) whether the surface meets the lowest and highest samples along x, y, z and was closed there."""
+        open_ends = np.isinf(self.values)
+        cut = np.zeros((2, 3), np.bool_)
+        for side in range(2):
+            cut[side, np.unique(self.axis[open_ends[:, side]])] = True
+        return cut
+
+    def bounds(self) -> Floats:
+        """(2, 3) float64 lowest and highest corner of the vertices, before they are refined."""
+        vertices = place_vertices(self, _never, 0).astype(np.float64)
+        return np.stack([vertices.min(0), vertices.max(0)])
+
+    def outer(self, keep_pieces: float) -> tuple[Crossings, int]:
+        """The faces that make the object's outside (`lrm.pieces.outer_faces`), and how many pieces were dropped."""
+        stays, dropped = outer_faces(place_vertices(self, _never, 0), self.faces, keep_pieces)
+        return self.select(stays), dropped
+
     def select(self, stays: NDArray[np.bool_]) -> Crossings:
         """Only the faces that stay (F,), and only the vertices that they use, in their order."""
         if stays.all():
@@ -305,6 +326,11 @@ class Crossings:
         numbers = np.cumsum(used, dtype=np.int32) - 1
         faces = numbers[self.faces[stays]]
         return replace(self, start=self.start[used], axis=self.axis[used], values=self.values[used], faces=faces)
+
+
+def _never(positions: Floats) -> Floats:
+    """Vertices that are not refined ask nothing."""
+    raise AssertionError("no step asks for a density")
 
 
 def triangulate(samples: SparseSamples, surface: Surface) -> Crossings:
@@ -460,7 +486,9 @@ def place_vertices(crossings: Crossings, evaluate: Callable[[Floats], Floats], s
     return place_with_colors(crossings, lambda positions: evaluate(positions)[:, None], steps)[0]
 
 
-def place_with_colors(crossings: Crossings, evaluate: Callable[[Floats], Floats], steps: int) -> tuple[Floats, Floats]:
+def place_with_colors(
+    crossings: Crossings, evaluate: Callable[[Floats], Floats], steps: int, *, noise: float = 0.0
+) -> tuple[Floats, Floats]:
     """Put each vertex where the raw density meets the level on its edge, and keep what else was seen there.
 
     Linear interpolation first; then regula falsi with the Illinois rule, which keeps the bracket: each step evaluates
@@ -472,22 +500,27 @@ def place_with_colors(crossings: Crossings, evaluate: Callable[[Floats], Floats]
         crossings: from `triangulate` or `march_layers`; values at the ends of edges may be rough, but not in sign.
         evaluate: world positions (N, 3) → (N, 1 + K): raw density, and K more numbers, colours usually.
         steps: evaluations per vertex, >= 0.
+        noise: values at the ends of edges may be off by that, >= 0. A guess from such ends is off by more, for no other
+            reason, so that 3 % of an edge's difference will do where ``noise`` is small beside it and the slopes on
+            both sides of the guess agree: the last slope is then right to a third, the vertex to 1 % of the edge.
 
     Returns:
-        (N, 3) float32 world positions, and (N, K) float32 what was seen no further than 2 % of an edge away; NaN where
-        nothing was.
+        (N, 3) float32 world positions, and (N, K) float32 what was seen no further than 2 % of an edge away, or 3 %
+        with ``noise``; NaN where nothing was.
     """
     placed, seen = np.empty((len(crossings.axis), 3), np.float32), []
     for at in range(0, max(len(placed), 1), _PASS):
         part = slice(at, at + _PASS)
         c = replace(crossings, start=crossings.start[part], axis=crossings.axis[part], values=crossings.values[part])
-        t, colors = _parameters(c, evaluate, steps)
+        t, colors = _parameters(c, evaluate, steps, noise)
         placed[part] = c.lattice.positions(_along(c, t, np.arange(len(c.axis))))
         seen.append(colors)
     return placed, np.concatenate(seen)
 
 
-def _parameters(crossings: Crossings, evaluate: Callable[[Floats], Floats], steps: int) -> tuple[Floats, Floats]:
+def _parameters(
+    crossings: Crossings, evaluate: Callable[[Floats], Floats], steps: int, noise: float
+) -> tuple[Floats, Floats]:
     """Where each edge (N,) meets the level, 0 at its lower to 1 at its upper end, and the colours seen there."""
     a, b = np.zeros(len(crossings.values)), np.ones(len(crossings.values))
     fa, fb = crossings.values.astype(np.float64).T.copy()
@@ -500,18 +533,27 @@ def _parameters(crossings: Crossings, evaluate: Callable[[Floats], Floats], step
         f = found[:, 0] - np.float64(np.float32(crossings.level))
         colors = np.full((len(t), found.shape[1] - 1), np.nan, np.float32) if not colors.size else colors
         at[todo], colors[todo] = t[todo], found[:, 1:]
-        left = (f > 0) == (fa[todo] > 0)
-        for side, end, value, other in ((left, a, fa, fb), (~left, b, fb, fa)):
-            hit = todo[side]
-            # An end that stays where it was for a second time counts half, or the bracket would
-            # shrink from one side only.
-            other[hit] = np.where(end[hit] == (0.0 if end is a else 1.0), other[hit], other[hit] / 2)
-            end[hit], value[hit] = t[hit], f[side]
+        now, low, high, below, above = (values[todo] for values in (t, a, b, fa, fb))
+        off, left = np.abs(f) / scale[todo], (f > 0) == (below > 0)
+        # An end that stays where it was for a second time counts half, or the bracket would
+        # shrink from one side only.
+        a[todo], b[todo] = np.where(left, now, low), np.where(left, high, now)
+        fa[todo] = np.where(left, f, np.where(high == 1.0, below, below / 2))
+        fb[todo] = np.where(left, np.where(low == 0.0, above, above / 2), f)
         t[todo] = _zero(a[todo], b[todo], fa[todo], fb[todo])
-        todo = todo[np.abs(f) > _NEAR_ENOUGH * scale[todo]]
+        enough = off <= NEAR_ENOUGH
+        if noise:
+            straight = _straight((f - below) / (now - low), (above - f) / (high - now))
+            enough |= straight & (off <= np.minimum(_MOST_NEAR, scale[todo] * (0.0025 / noise)))
+        todo = todo[~enough]
     with np.errstate(invalid="ignore"):
-        colors[~(np.abs(t - at) <= _SAME_PLACE)] = np.nan
+        colors[~(np.abs(t - at) <= (_MOST_NEAR if noise else SAME_PLACE))] = np.nan
     return t, colors
+
+
+def _straight(before: Floats, after: Floats) -> NDArray[np.bool_]:
+    """Whether two slopes (N,) that meet agree within a factor of one and a half."""
+    return np.asarray(np.abs(before - after) <= 0.2 * np.abs(before + after))
 
 
 def _zero(a: Floats, b: Floats, fa: Floats, fb: Floats) -> Floats:

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from multiview.errors import FieldError, MeshError, SettingsError
 
+from . import devicemesh
+from .devicemesh import DeviceCrossings, DeviceEvaluator, DeviceScan
 from .field import Field, RawDensity
 from .lattice import Evaluator, Lattice, Scan, SparseSamples, evaluate_chunks, scan, sure_sides
 from .marching import Crossings, follow_surface, march_layers, place_vertices, place_with_colors, triangulate
-from .pieces import outer_faces
 from .threshold import Threshold, choose_threshold
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.floating[Any]]
 
 Way = Literal["followed", "dense"]
-Evaluate = Callable[[FloatArray], FloatArray]  # world positions (N, 3) → raw density (N,)
+# World positions (N, 3) → raw density (N,): on the CPU, or where the field is.
+Evaluate = Callable[[FloatArray], FloatArray] | DeviceEvaluator
 
 _PROBE = 65  # samples per axis of the first look that finds the occupied box
 # Where a coarse scan parts a larger share of its pairs, following the surface would visit a good part of all cells. A
@@ -357,10 +359,7 @@ def extract_mesh_with_report(
     tell = progress or (lambda fraction: None)
     began = time.perf_counter()
     raw = field.raw_density()
-    evaluate = Evaluator(raw.raw, field.device, options.chunk_size)
-    # Rough numbers are good for telling sides; only vertices that are then placed by exact ones come out right.
-    rough = raw.rough if options.refine_steps else None
-    ask = _Asked(evaluate, None if rough is None else Evaluator(rough, field.device, options.chunk_size))
+    ask = _asked(raw, field.device, options)
     tell(0.0)
     shell = _shell_in_cube(raw, ask, field.level, field.scene_radius, options)
     if _touches(shell, field.scene_radius) and field.reach > field.scene_radius:
@@ -368,7 +367,7 @@ def extract_mesh_with_report(
     tell(0.5)
     vertices, colors = _placed(shell.crossings, raw, ask, options)
     tell(0.75)
-    mesh = Mesh(vertices, shell.crossings.faces, _colors(raw, field, vertices, colors, options.chunk_size))
+    mesh = Mesh(vertices, _on_cpu(shell.crossings.faces), _colors(raw, field, vertices, colors, options.chunk_size))
     tell(1.0)
     return mesh, _report(shell, options, ask.count, time.perf_counter() - began)
 
@@ -377,7 +376,7 @@ def extract_mesh_with_report(
 class _Shell:
     """The outside of a level set on a lattice, closed, before its vertices are refined."""
 
-    crossings: Crossings
+    crossings: Crossings | DeviceCrossings
     threshold: Threshold
     way: Way
     pieces_dropped: int
@@ -387,33 +386,60 @@ class _Shell:
         """Where its edges lie."""
         return self.crossings.lattice
 
-    @property
+    @cached_property
     def sides_cut(self) -> NDArray[np.bool_]:
         """(2, 3) whether it meets the lowest and highest samples along x, y, z and was closed there."""
-        open_ends = np.isinf(self.crossings.values)
-        cut = np.zeros((2, 3), np.bool_)
-        for side in range(2):
-            cut[side, np.unique(self.crossings.axis[open_ends[:, side]])] = True
-        return cut
+        return self.crossings.sides_cut
 
-    def sides_on_cube(self, radius: float) -> NDArray[np.bool_]:
-        """(2, 3) whether a side of the lattice lies on the face of the cube of half side ``radius``, or beyond it."""
-        near = 1e-6 * radius
-        low, high = np.asarray(self.lattice.origin), np.asarray(self.lattice.upper)
-        return np.stack([low <= -radius + near, high >= radius - near])
+
+def _sides_on_cube(lattice: Lattice, radius: float) -> NDArray[np.bool_]:
+    """(2, 3) whether a side of the lattice lies on the face of the cube of half side ``radius``, or beyond it."""
+    near = 1e-6 * radius
+    low, high = np.asarray(lattice.origin), np.asarray(lattice.upper)
+    return np.stack([low <= -radius + near, high >= radius - near])
 
 
 @dataclass
 class _Asked:
-    """The field's raw density, exactly and, where it pays, roughly; both are counted."""
+    """The field's raw density; all evaluations are counted.
+
+    Attributes:
+        exact: from the CPU's positions.
+        rough: the same in fewer digits, where it pays.
+        there: from positions on the field's device, where the surface is taken there.
+        thin: parts that may be thinner than the cells of the first look, by themselves, where they are known; see
+            `RawDensity`. It costs so little that it is not counted.
+        noise: how far off the rough densities may be near the level, in place of which exact ones were not asked for.
+    """
 
     exact: Evaluator
     rough: Evaluator | None
+    there: DeviceEvaluator | None
+    thin: Callable[[FloatArray], FloatArray] | None
+    noise: float = 0.0
+
+    @property
+    def sure(self) -> Evaluate:
+        """Exact densities, on the device where the surface is taken."""
+        return self.there or self.exact
 
     @property
     def count(self) -> int:
         """Evaluations so far."""
-        return self.exact.count + (0 if self.rough is None else self.rough.count)
+        return sum(one.count for one in (self.exact, self.rough, self.there) if one is not None)
+
+
+def _asked(raw: RawDensity, device: torch.device, options: ExtractionSettings) -> _Asked:
+    """How a field's density is asked for."""
+    there = DeviceEvaluator(raw.raw, device, options.chunk_size) if devicemesh.works_here(device) else None
+    # Rough numbers are good for telling sides; only vertices that are then placed by exact ones come out right.
+    rough, thin = raw.rough if options.refine_steps and there is None else None, raw.thin
+    return _Asked(
+        Evaluator(raw.raw, device, options.chunk_size),
+        None if rough is None else Evaluator(rough, device, options.chunk_size),
+        there,
+        None if thin is None else lambda places: evaluate_chunks(thin, places, device, options.chunk_size),
+    )
 
 
 def _shell_in_cube(raw: RawDensity, ask: _Asked, level: float, radius: float, options: ExtractionSettings) -> _Shell:
@@ -426,20 +452,20 @@ def _shell_in_cube(raw: RawDensity, ask: _Asked, level: float, radius: float, op
     if not options.fit_box:
         return _shell(cube, coarse, threshold, sides, options)
     # The box is that of exact numbers, so that the lattice is the same whatever the machine's way to be quick.
-    shell = _shell(cube, coarse, threshold, ask.exact, options)
-    return _shell_in_box(shell, radius, step, sides, options)
+    shell = _shell(cube, coarse, threshold, ask.sure, options)
+    return _shell_in_box(shell, radius, step, sides, ask.thin, options)
 
 
 def _first_look(
     cube: Lattice, look: int, raw: RawDensity, ask: _Asked, level: float, options: ExtractionSettings
-) -> tuple[Scan, Threshold, Evaluate]:
+) -> tuple[Scan | DeviceScan, Threshold, Evaluate]:
     """Scan the cube, choose the level, and say what to ask for samples from then on.
 
     The scan is rough where a field can be. It is made again exactly where its numbers themselves matter: for a level
     from their histogram, and for a complaint that quotes them.
     """
 
-    def chosen(coarse: Scan) -> Threshold:
+    def chosen(coarse: Scan | DeviceScan) -> Threshold:
         asked = len(coarse.coordinates[0]) - 2
         return choose_threshold(coarse.inner, raw, level, options.threshold, samples_per_axis=asked)
 
@@ -449,30 +475,69 @@ def _first_look(
             threshold = chosen(coarse)
             if threshold.chosen != "histogram":
                 sides, settled = sure_sides(ask.exact, ask.rough, threshold.raw, coarse, cube)
+                ask.noise = sides.noise
                 return settled, threshold, sides
-    coarse = scan(cube, look, ask.exact)
-    return coarse, chosen(coarse), ask.exact
+    found = _scan(cube, look, ask.sure)
+    return found, chosen(found), ask.sure
 
 
-def _shell_in_box(probe: _Shell, radius: float, step: int, evaluate: Evaluate, options: ExtractionSettings) -> _Shell:
+def _scan(lattice: Lattice, step: int, evaluate: Evaluate) -> Scan | DeviceScan:
+    """A coarse scan, worked out where positions are wanted."""
+    if isinstance(evaluate, DeviceEvaluator):
+        return devicemesh.device_scan(lattice, step, evaluate)
+    return scan(lattice, step, evaluate)
+
+
+def _shell_in_box(
+    probe: _Shell,
+    radius: float,
+    step: int,
+    evaluate: Evaluate,
+    thin: Callable[[FloatArray], FloatArray] | None,
+    options: ExtractionSettings,
+) -> _Shell:
     """Find the level set again on a lattice over the box of a rough one; grow the box until it holds all of it."""
-    rough = place_vertices(probe.crossings, evaluate, 0).astype(np.float64)
     margin = probe.lattice.spacing
-    low, high = rough.min(0) - margin, rough.max(0) + margin
-    while True:
+    low, high = probe.crossings.bounds()
+    low, high = low - margin, high + margin
+    shell = None
+    while shell is None:
         low, high = np.maximum(low, -radius), np.minimum(high, radius)
         lattice = _lattice_over(low, high, radius, options.mesh_resolution)
-        shell = _shell(lattice, scan(lattice, step, evaluate), probe.threshold, evaluate, options)
-        cut = shell.sides_cut & ~shell.sides_on_cube(radius)
+        # What is known to run out of the box is not worth following first.
+        inner_sides = ~_sides_on_cube(lattice, radius)
+        cut = inner_sides & _thin_sides(lattice, thin, probe.threshold.raw, step, inner_sides)
         if not cut.any():
-            return replace(shell, pieces_dropped=max(shell.pieces_dropped, probe.pieces_dropped))
-        # Something thinner than the rough lattice runs out of the box: open the box there, in the end up to the cube.
-        grow = cut * (0.1 * (high - low).max() + 2 * margin)
-        low, high = low - grow[0], high + grow[1]
+            shell = _shell(lattice, _scan(lattice, step, evaluate), probe.threshold, evaluate, options)
+            cut = inner_sides & shell.sides_cut
+        if cut.any():
+            # Something thinner than the rough lattice runs out: open the box there, in the end up to the cube.
+            shell, grow = None, cut * (0.1 * (high - low).max() + 2 * margin)
+            low, high = low - grow[0], high + grow[1]
+    return replace(shell, pieces_dropped=max(shell.pieces_dropped, probe.pieces_dropped))
+
+
+def _thin_sides(
+    lattice: Lattice,
+    thin: Callable[[FloatArray], FloatArray] | None,
+    level: float,
+    step: int,
+    sides: NDArray[np.bool_],
+) -> NDArray[np.bool_]:
+    """Which of some sides (2, 3) of a lattice thin parts run through, as far as every few samples on them tell."""
+    cut = np.zeros((2, 3), np.bool_)
+    if thin is None:
+        return cut
+    every = [np.arange(1, n + 1, max(step // 2, 1)) for n in lattice.shape]
+    for side, axis in np.argwhere(sides):
+        axes = [np.array([lattice.shape[k] if side else 1]) if k == axis else every[k] for k in range(3)]
+        index = np.stack([grid.reshape(-1) for grid in np.meshgrid(*axes, indexing="ij")], 1)
+        cut[side, axis] = (thin(lattice.positions(index)) > level).any()
+    return cut
 
 
 def _shell(
-    lattice: Lattice, coarse: Scan, threshold: Threshold, evaluate: Evaluate, options: ExtractionSettings
+    lattice: Lattice, coarse: Scan | DeviceScan, threshold: Threshold, evaluate: Evaluate, options: ExtractionSettings
 ) -> _Shell:
     crossings, way = _crossings(lattice, coarse, threshold.raw, evaluate, options)
     if not len(crossings.faces):
@@ -480,24 +545,41 @@ def _shell(
             f"no surface was found at density_threshold={threshold.density:.6g} on {lattice.shape} samples; what is "
             "above it is smaller than a few cells. Try a lower threshold or a higher mesh_resolution."
         )
-    rough = place_vertices(crossings, evaluate, 0)
-    stays, dropped = outer_faces(rough, crossings.faces, options.keep_pieces)
-    return _Shell(crossings.select(stays), threshold, way, dropped)
+    outer, dropped = crossings.outer(options.keep_pieces)
+    return _Shell(outer, threshold, way, dropped)
 
 
 def _crossings(
-    lattice: Lattice, coarse: Scan, level: float, evaluate: Evaluate, options: ExtractionSettings
-) -> tuple[Crossings, Way]:
+    lattice: Lattice, coarse: Scan | DeviceScan, level: float, evaluate: Evaluate, options: ExtractionSettings
+) -> tuple[Crossings | DeviceCrossings, Way]:
     """Where the level set crosses the lattice, found in the way asked for or the one that is likely the shorter."""
     auto = options.way == "auto"
     if options.way == "followed" or (auto and coarse.share_crossed(level) <= _DENSE_SHARE):
         most = int(_MOST_FOLLOWED * math.prod(lattice.shape)) if auto else None
-        samples = SparseSamples(lattice, evaluate, level)
-        surface = follow_surface(samples, coarse, small_pieces=options.keep_pieces == 0, most_cells=most)
-        if most is None or len(surface.cells) <= most:
-            return triangulate(samples, surface), "followed"
-        del samples, surface  # their memory is needed
-    return march_layers(lattice, evaluate, level), "dense"
+        followed = _followed(lattice, coarse, level, evaluate, small_pieces=options.keep_pieces == 0, most=most)
+        if followed is not None:
+            return followed, "followed"
+    ask = evaluate.from_cpu() if isinstance(evaluate, DeviceEvaluator) else evaluate
+    return march_layers(lattice, ask, level), "dense"
+
+
+def _followed(
+    lattice: Lattice,
+    coarse: Scan | DeviceScan,
+    level: float,
+    evaluate: Evaluate,
+    *,
+    small_pieces: bool,
+    most: int | None,
+) -> Crossings | DeviceCrossings | None:
+    """Where the surface that a scan met crosses the lattice; None where it crosses more than ``most`` cells."""
+    if isinstance(evaluate, DeviceEvaluator):
+        assert isinstance(coarse, DeviceScan)
+        return devicemesh.crossings(lattice, coarse, evaluate, level, small_pieces=small_pieces, most_cells=most)
+    assert isinstance(coarse, Scan)
+    samples = SparseSamples(lattice, evaluate, level)
+    surface = follow_surface(samples, coarse, small_pieces=small_pieces, most_cells=most)
+    return triangulate(samples, surface) if most is None or len(surface.cells) <= most else None
 
 
 def _lattice_over(low: FloatArray, high: FloatArray, radius: float, samples: int) -> Lattice:
@@ -525,25 +607,37 @@ def _try_larger(shell: _Shell, raw: RawDensity, ask: _Asked, field: Field, optio
 
 def _touches(shell: _Shell, radius: float) -> bool:
     """Whether the surface met a face of the cube of half side ``radius``."""
-    return bool((shell.sides_cut & shell.sides_on_cube(radius)).any())
+    return bool((shell.sides_cut & _sides_on_cube(shell.lattice, radius)).any())
 
 
 def _placed(
-    crossings: Crossings, raw: RawDensity, ask: _Asked, options: ExtractionSettings
+    crossings: Crossings | DeviceCrossings, raw: RawDensity, ask: _Asked, options: ExtractionSettings
 ) -> tuple[FloatArray, FloatArray]:
     """Vertices (N, 3), and colours (N, 3) where the field was asked for both at once; NaN where they are not known."""
     both = raw.with_color
-    if both is None or not options.refine_steps:
-        return place_vertices(crossings, ask.exact, options.refine_steps), np.full((len(crossings.axis), 3), np.nan)
 
     def joined(points: Tensor) -> Tensor:
+        assert both is not None
         density, colors = both(points)
         return torch.cat([density[:, None], colors], 1)
 
-    evaluate = Evaluator(joined, ask.exact.device, options.chunk_size)
-    placed, colors = place_with_colors(crossings, evaluate, options.refine_steps)
-    ask.exact.count += evaluate.count
-    return placed, colors
+    steps, want = options.refine_steps, raw.raw if both is None or not options.refine_steps else joined
+    if isinstance(crossings, DeviceCrossings):
+        there = DeviceEvaluator(want, ask.exact.device, options.chunk_size)
+        placed, colors = (_on_cpu(one) for one in crossings.place(there, steps))
+        ask.exact.count += there.count
+    elif want is joined:
+        here = Evaluator(joined, ask.exact.device, options.chunk_size)
+        placed, colors = place_with_colors(crossings, here, steps, noise=ask.noise)
+        ask.exact.count += here.count
+    else:
+        placed, colors = place_vertices(crossings, ask.exact, steps), np.empty((len(crossings.axis), 0))
+    return placed, colors if colors.shape[1] else np.full((len(placed), 3), np.nan)
+
+
+def _on_cpu(values: Tensor | NDArray[Any]) -> NDArray[Any]:
+    """The same numbers on the CPU."""
+    return np.asarray(values.cpu().numpy()) if isinstance(values, Tensor) else values
 
 
 def _colors(raw: RawDensity, field: Field, vertices: FloatArray, colors: FloatArray, chunk_size: int) -> FloatArray:

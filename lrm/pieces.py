@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,15 +43,33 @@ def outer_faces(vertices: Floats, faces: Ints, keep_pieces: float) -> tuple[NDAr
     if count == 1:
         return np.ones(len(faces), np.bool_), 0
     area, volume = np.zeros(count), np.zeros(count)
+    rows = np.ascontiguousarray(vertices.T, np.float64)  # numpy is quick on long rows
     for at in range(0, len(faces), _PASS):
         part = slice(at, at + _PASS)
-        a, b, c = (vertices[faces[part, k]].astype(np.float64) for k in range(3))
-        area += np.bincount(piece[part], np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2, count)
-        volume += np.bincount(piece[part], np.einsum("ij,ij->i", a, np.cross(b, c)) / 6, count)
-    cavity = volume <= 0
+        a, b, c = (rows[:, faces[part, k]] for k in range(3))
+        (px, py, pz), (qx, qy, qz) = b - a, c - a
+        normal = np.stack([py * qz - pz * qy, pz * qx - px * qz, px * qy - py * qx])
+        area += np.bincount(piece[part], np.sqrt((normal * normal).sum(0)) / 2, count)
+        volume += np.bincount(piece[part], (a * normal).sum(0) / 6, count)  # a · (b x c) is a · normal
+    stays = outer_pieces(area, volume, keep_pieces, lambda: (vertices, faces, piece))
+    return stays[piece], int(count - stays.sum())
+
+
+def outer_pieces(
+    area: Floats, volume: Floats, keep_pieces: float, mesh: Callable[[], tuple[Floats, Ints, Ints]]
+) -> NDArray[np.bool_]:
+    """Choose the pieces (count,) that make the object's outside; see `outer_faces`.
+
+    Args:
+        area, volume: (count,) of each piece, in any unit; the volume is negative where it faces inward.
+        keep_pieces: share in [0, 1].
+        mesh: gives vertices (N, 3), faces (F, 3) and the piece (F,) of each; asked only where there are cavities.
+    """
+    count, cavity = len(area), volume <= 0
     stays = ~cavity & (area >= keep_pieces * area[~cavity].max(initial=0.0))
     if not cavity.any():
-        return stays[piece], int(count - stays.sum())
+        return stays
+    vertices, faces, piece = mesh()
     # Faces piece by piece, so that looking at one of thousands of pieces does not cost a pass over all faces.
     by_piece = np.argsort(piece, kind="stable")
     first = np.searchsorted(piece, np.arange(count + 1), sorter=by_piece)
@@ -61,7 +81,7 @@ def outer_faces(vertices: Floats, faces: Ints, keep_pieces: float) -> tuple[NDAr
         for other in np.flatnonzero(near):
             if abs(winding_number_torch(vertices, wall, points[other][None])[0]) > 0.5:
                 stays[other] = False
-    return stays[piece], int(count - stays.sum())
+    return stays
 
 
 def welded(vertices: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.int64]]:

@@ -72,12 +72,14 @@ def test_the_table_sets_every_way_against_the_plain_one() -> None:
         "ceilings": {"bf16 TFLOP/s": 500.0}, "step_tflop": {"all": 5.0},
         "syncdreamer": [row("plain fp32", 20.0), row("bf16", 2.5), row("bf16, compiled", 4.0, failed=True)],
         "triposr": [{"way": "bf16", "failed": False, "tflop": 3.0, "all": None,
-                     "seconds": {"network": row("", 0.01)["seconds"]}}],
+                     "seconds": {"network": row("", 0.01)["seconds"]},
+                     "mesh parts": {"cells": row("", 0.02)["seconds"]}}],
     }  # fmt: skip
     lines = table(found).splitlines()
     assert any("bf16 " in line and "8.00 x" in line for line in lines)
     assert any("5.00 x" in line and "torch.compile does not work here" in line for line in lines)
     assert "  floor in bf16 at the card's rate: 0.500 s" in lines  # 5 TFLOP * 50 / 500
+    assert "  mesh over the whole cube: cells 0.0200 (0.0200 to 0.0200)" in lines
     assert any("network's floor 0.0060" in line and "no mesh: scipy is missing" in line for line in lines)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +20,10 @@ from lrm.blocks import (
     Linear,
     ModulatedNorm,
     PlaneUpsampler,
+    in_threads,
     matrix_dtype,
     multiply_rows,
+    silu_rows,
     use_dtype,
 )
 
@@ -162,3 +166,93 @@ def test_other_products_are_torchs_own(why: str, monkeypatch: pytest.MonkeyPatch
     x, weight = torch.randn(10 if why == "few rows" else 600, 12, dtype=dtype), torch.randn(7, 12, dtype=dtype)
     with torch.set_grad_enabled(why == "gradients"):
         assert torch.equal(multiply_rows(x, weight, None), F.linear(x, weight))
+
+
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-5), (torch.bfloat16, 0.06)], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
+@pytest.mark.parametrize("rows", [3, 2000])
+def test_silu_in_the_product_is_silu_after_it(
+    dtype: torch.dtype, off: float, fused: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("mkl_is_slow", "multiplies_bf16"):
+        monkeypatch.setattr(lrm.blocks, name, lambda: True)
+    if not fused:
+        monkeypatch.setattr(lrm.blocks, "_fused_silu", lambda: None)
+    elif lrm.blocks._fused_silu() is None:
+        pytest.skip("this torch has no product with SiLU in it")
+    x, weight, bias = torch.randn(rows, 64), torch.randn(64, 64) / 8, torch.randn(64)
+    found = silu_rows(x.to(dtype), weight.to(dtype), bias.to(dtype))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), F.silu(F.linear(x, weight, bias)), atol=off, rtol=off)
+
+
+def test_silu_keeps_gradients() -> None:
+    with torch.enable_grad():
+        weight = torch.randn(4, 4, requires_grad=True)
+        silu_rows(torch.randn(600, 4), weight, None).sum().backward()
+    assert weight.grad is not None and weight.grad.abs().sum() > 0
+
+
+def test_a_wrong_or_missing_fused_product_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = lrm.blocks._fused_silu.__wrapped__
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda x, weight, bias, *rest: F.linear(x, weight, bias))
+    assert look() is None
+
+    def missing(*args: object) -> Tensor:
+        raise RuntimeError("no oneDNN here")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", missing)
+    assert look() is None
+
+
+def test_blocks_by_threads_come_back_in_order_and_each_thread_has_one_core() -> None:
+    by: set[tuple[str, int]] = set()
+
+    def double(part: Tensor) -> Tensor:
+        by.add((threading.current_thread().name, torch.get_num_threads()))
+        return part * 2
+
+    before, numbers = torch.get_num_threads(), torch.arange(1000.0)
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(in_threads(double, numbers.split(7)), numbers * 2)
+        assert {count for _, count in by} == {1} and all(name.startswith("trilift-blocks") for name, _ in by)
+        assert torch.get_num_threads() == 2
+        with pytest.raises(ZeroDivisionError):
+            in_threads(lambda part: part / (1 // 0), [numbers])
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_threads_have_their_callers_gradients(mode: Any) -> None:
+    before, seen = torch.get_num_threads(), set()
+
+    def look(part: Tensor) -> Tensor:
+        seen.add((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+        return part * 2
+
+    torch.set_num_threads(2)
+    try:
+        with mode():
+            wanted = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+            numbers = torch.ones(6, requires_grad=mode is torch.enable_grad)
+            found = in_threads(look, numbers.split(2))
+        assert seen == {wanted} and found.is_inference() == wanted[1]
+        if found.requires_grad:
+            with torch.enable_grad():
+                found.sum().backward()
+            assert numbers.grad is not None and numbers.grad.tolist() == [2.0] * 6
+        assert found.requires_grad == (mode is torch.enable_grad)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_one_thread_does_its_blocks_itself() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        caller = threading.current_thread().name
+        assert in_threads(lambda part: part + (threading.current_thread().name == caller), [torch.zeros(2)]).sum() == 2
+    finally:
+        torch.set_num_threads(before)

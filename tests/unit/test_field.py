@@ -116,6 +116,19 @@ def test_rough_density_is_bf16s_and_the_exact_one_is_not_touched(monkeypatch: py
         torch.testing.assert_close(exact, field.raw(points)[:, 0], atol=1e-4 * spread, rtol=0)
 
 
+def test_what_a_touch_adds_is_known_by_itself() -> None:
+    def ball(raw: Tensor, coordinates: Tensor) -> Tensor:
+        return torch.maximum(raw, 3 - 10 * coordinates.norm(dim=-1))
+
+    plain, points = random_field(), torch.tensor([[0.0, 0.0, 0.0], [0.4, 0.0, 0.0], [0.8, 0.8, 0.0]])
+    assert plain.raw_density().thin is None
+    touched = dataclasses.replace(plain, touch=ball).raw_density()
+    assert touched.thin is not None
+    # Plane coordinates are points over 0.8: 3, 3 - 10 * 0.5, 3 - 10 * sqrt(2).
+    torch.testing.assert_close(touched.thin(points), torch.tensor([3.0, -2.0, 3 - 10 * math.sqrt(2)]))
+    assert (touched.raw(points) >= touched.thin(points) - 1e-5).all()
+
+
 def test_rough_density_is_offered_only_where_it_saves_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lrm.field.multiplies_bf16", lambda: True)
     assert deep_field().raw_density().rough is not None
