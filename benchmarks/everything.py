@@ -1,9 +1,10 @@
 """``python -m benchmarks``: the figures that the README quotes, in one run, beside their floors and a plain baseline.
 
 Parts: ``lift`` (the embedded model, cold process to files, by stage), ``extraction`` (a field of TripoSR's size, fitted
-to a teapot), ``networks`` (the published architectures on filled weights), ``views`` (the embedded generator),
-``growth`` (cost against resolution, faces, views and batch), ``memory`` (peaks by model). The baseline is this
-project's plain path in the same run: fp32 and dense grids. Ours and plain take turns, so that a busy machine slows
+to a teapot), ``triposr`` (process start to GLB at full size), ``networks`` (the published architectures on filled
+weights), ``views`` (the embedded generator), ``growth`` (cost against resolution, faces, views and batch), ``memory``
+(peaks by model), ``folder`` (a run of many photos, and of two workers). The baseline is this project's plain path in
+the same run: fp32 and dense grids. Ours and plain take turns, so that a busy machine slows
 both; ratios are of neighbours in time, with their spread. Floors are the counted operations and bytes at the rates at
 which this machine multiplies large matrices and copies memory.
 """
@@ -20,7 +21,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ Row = dict[str, Any]
 def main(arguments: list[str]) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes and one repeat: under two minutes")
+    parser.add_argument("--quick", action="store_true", help="small sizes and one repeat: a few minutes")
     parser.add_argument("--only", metavar="PART,PART", help=f"of {','.join(PARTS)} (default: all)")
     parser.add_argument("--repeats", type=int, help="turns of ours and plain (default 3, with --quick 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
@@ -148,9 +148,14 @@ def lift_child(way: str, resolution: str, began: str) -> Row:
 @torch.no_grad()
 def counted_flop(work: Callable[[], Any]) -> float:
     """Floating-point operations of the matrix products, convolutions and attention of some work, as torch counts."""
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-    with FlopCounterMode(display=False) as counter:
+    def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    # The CPU's kernel is one that torch's table lacks.
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    with FlopCounterMode(display=False, custom_mapping={kernel: attention}) as counter:
         work()
     return float(counter.get_total_flops())
 
@@ -179,6 +184,41 @@ def extraction(machine: Machine, quick: bool, repeats: int) -> Row:
     }  # fmt: skip
 
 
+# TripoSR, process start to GLB.
+
+
+def triposr(machine: Machine, quick: bool, repeats: int) -> Row:
+    """`benchmarks.triposr` in bf16, the plain way, in fp32, and in bf16 again: plain stands between two of ours."""
+    del machine, repeats
+    from .triposr import PLAIN, filled_weights
+    from .triposr import _in_child as lift_in_child
+
+    layers, resolution = (1, 48) if quick else (16, 256)
+    asked = argparse.Namespace(photo=EXAMPLES / "chair.png", resolution=resolution, surface="teapot")
+    teapot_field()  # fitted once, outside of what is measured
+    with tempfile.TemporaryDirectory() as folder:
+        filled_weights(Path(folder), layers)
+        runs = [_whole_lift(lift_in_child(Path(folder), way, asked)) for way in ("bf16", PLAIN, "fp32", "bf16")]
+    ours, plain = [runs[0], runs[3]], runs[1]
+    return {
+        "layers": layers, "resolution": resolution, "bf16": ours, "fp32": runs[2], "plain": plain,
+        **{f"ratio_{key}": spread([plain[key] / max(each[key], 1e-9) for each in ours]) for key in ("wall", "cpu")},
+        "network_over_floor": spread([each["network"] / each["floor"] for each in ours]),
+    }  # fmt: skip
+
+
+def _whole_lift(row: Row) -> Row:
+    """What `benchmarks.triposr` measured in a process, summed up."""
+    stages = row["stages"]
+    network = [stage for stage in stages if stage["stage"] in ("encoder", "decoder", "planes")]
+    return {
+        "stages": stages, **{key: sum(stage[key] for stage in stages) for key in ("wall", "cpu")},
+        "network": sum(stage["wall"] for stage in network), "floor": row["tflop"] / row["tflop_per_s"],
+        "peak_mib": max(stage["peak_mib"] for stage in stages),
+        "own_mib": max(stage["anonymous_mib"] for stage in stages),
+    }  # fmt: skip
+
+
 # The published networks.
 
 
@@ -188,20 +228,32 @@ def networks(machine: Machine, quick: bool, repeats: int) -> Row:
 
 
 def _network_row(name: str, machine: Machine, quick: bool, repeats: int) -> Row:
-    made = {dtype: _filled_network(name, dtype, quick) for dtype in (torch.float32, torch.bfloat16)}
-    inputs = network_inputs(name, made[torch.float32].config)
-    flop = counted_flop(lambda: made[torch.float32](*inputs))
-    runs: dict[torch.dtype, list[Row]] = {dtype: [] for dtype in made}
-    for dtype, network in [pair for _ in range(repeats + 1) for pair in made.items()]:
-        with plain_ways() if dtype == torch.float32 else nullcontext():
-            runs[dtype].append(timed(partial(network, *inputs)))
-    plain, ours = runs[torch.float32][1:], runs[torch.bfloat16][1:]  # the first turn warms up
+    with torch.device("meta"):  # to be counted nothing need be worked out
+        network = published_network(name, quick)
+        inputs = network_inputs(name, network.config)
+    flop = counted_flop(lambda: network(*inputs))
+
+    def one(dtype: str) -> Row:
+        return _in_child(f"network:{name}:{dtype}:{int(quick)}")
+
+    ours, plain = taking_turns(lambda: one("bf16"), lambda: one("fp32"), repeats)
     return {
         "tflop": flop / 1e12, "ours": {key: spread([r[key] for r in ours]) for key in ("wall", "cpu")},
         "plain": {key: spread([r[key] for r in plain]) for key in ("wall", "cpu")},
         "floor": machine.floor_seconds(flop=flop, dtype="bf16"), "plain_floor": machine.floor_seconds(flop=flop),
         "ratio_wall": ratios(ours, plain, "wall"), "ratio_cpu": ratios(ours, plain, "cpu"),
+        "peak_mib": max(r["peak_mib"] for r in ours), "plain_peak_mib": max(r["peak_mib"] for r in plain),
     }  # fmt: skip
+
+
+def network_child(name: str, dtype: str, quick: str) -> Row:
+    """A network's first pass in this process; in fp32 the plain way."""
+    network = _filled_network(name, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype], quick == "1")
+    inputs = network_inputs(name, network.config)
+    meter = Meter("network", time.time())
+    with plain_ways() if dtype == "fp32" else nullcontext(), torch.no_grad():
+        network(*inputs)
+    return meter.close()[0]
 
 
 def published_network(name: str, quick: bool = False) -> Any:
@@ -278,23 +330,37 @@ def growth(machine: Machine, quick: bool, repeats: int) -> Row:
     from trilift.shape import decimated
 
     field, pipe = teapot_field(), ImageTo3D.from_pretrained("tiny", device="cpu", on_note=lambda text: None)
-    from .extraction import dense_density
+    from .extraction import _exponents, dense_density
 
     def least(work: Callable[[], Any]) -> float:
         return min(timed(work)["cpu"] for _ in range(repeats))
 
-    sizes, dense = ((24, 48), (16, 24)) if quick else ((64, 128, 256, 512, 1024), (32, 64, 128))
-    mesh = extract_mesh(field, mesh_resolution=sizes[1] if quick else 256)
+    sizes, dense = ((24, 48), (16, 24)) if quick else ((128, 256, 512, 1024), (32, 64, 128))
+    alone = [_in_child(f"alone:{size}") for size in sizes]
+    mesh = extract_mesh(field, mesh_resolution=sizes[1])
     faces = [len(mesh.faces) // part for part in ((4, 2) if quick else (64, 16, 4, 2))]
     counts = (1, 2) if quick else (1, 2, 4, 8)
     image = torch.rand(1, 4, pipe.model.image_size, pipe.model.image_size, generator=torch.Generator().manual_seed(0))
     return {
-        "resolution": [[n, least(lambda n=n: extract_mesh(field, mesh_resolution=n))] for n in sizes],  # type: ignore[misc]
+        "resolution": [[row["resolution"], row["cpu"]] for row in alone],
+        "extraction": {"alone": alone, "exponents": _exponents(alone)},
         "resolution_dense": [[n, least(lambda n=n: dense_density(field, n))] for n in dense],  # type: ignore[misc]
         "faces": [[n, least(lambda n=n: decimated(mesh, n))] for n in faces],  # type: ignore[misc]
         "views": [[n, least(lambda n=n: _views_lift(pipe.model, image, n))] for n in counts],  # type: ignore[misc]
         "batch": [[n, least(lambda n=n: pipe.model.reconstruct(image.repeat(n, 1, 1, 1)))] for n in counts],  # type: ignore[misc]
     }  # fmt: skip
+
+
+def alone_child(resolution: str) -> Row:
+    """`benchmarks.extraction.alone` here, with the peak of this process; what rusage says has its parent's in it."""
+    from .extraction import alone
+
+    row = alone(int(resolution))
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = status.read_text("ascii", "replace").splitlines()
+        row["peak_mib"] = next((int(x.split()[1]) / 1024 for x in lines if x.startswith("VmHWM:")), row["peak_mib"])
+    return row
 
 
 def _views_lift(model: Any, image: torch.Tensor, count: int) -> Any:
@@ -332,6 +398,24 @@ def memory(machine: Machine, quick: bool, repeats: int) -> Row:
     return peaks(quick)
 
 
+# A folder.
+
+
+def folder(machine: Machine, quick: bool, repeats: int) -> Row:
+    """`benchmarks.folder`: a run against a bare loop, and two worker processes against one."""
+    del machine, repeats
+    from trilift.settings import LiftSettings
+
+    from .folder import overlap, workers
+
+    count, settings = (4, LiftSettings(resolution=48, project="off")) if quick else (40, LiftSettings(project="off"))
+    with tempfile.TemporaryDirectory(prefix="trilift-benchmark-") as name:
+        return {
+            "overlap": overlap(Path(name) / "overlap", count, settings),
+            "workers": workers(Path(name) / "workers", count, settings),
+        }
+
+
 # Tables.
 
 
@@ -366,10 +450,22 @@ def _extraction_table(part: Row) -> str:
     return "\n".join([ours, f"  plain {_of(part['plain']['wall'])} s", _ratio_line(part)])
 
 
+def _triposr_table(part: Row) -> str:
+    lines = [f"  {'':8}{'wall s':>10}{'CPU s':>10}{'network s':>11}{'peak MiB':>10}{'of it own':>11}"]
+    for name, r in [*[("bf16", each) for each in part["bf16"]], ("fp32", part["fp32"]), ("plain", part["plain"])]:
+        seconds = f"{r['wall']:10.2f}{r['cpu']:10.2f}{r['network']:11.2f}"
+        lines.append(f"  {name:8}{seconds}{r['peak_mib']:10.0f}{r['own_mib']:11.0f}")
+    floor = part["bf16"][0]["floor"]
+    lines.append(f"  bf16 network {_of(part['network_over_floor'])} times its floor of {floor:.2f} s")
+    stages = "  ".join(f"{stage['stage']} {stage['wall']:.2f}" for stage in part["bf16"][0]["stages"])
+    return "\n".join([*lines, f"  stages in bf16, s: {stages}", _ratio_line(part)])
+
+
 def _networks_table(part: Row) -> str:
     return "\n".join(
-        f"  {name:12} {r['tflop']:.2f} TFLOP: bf16 {_of(r['ours']['wall'])} s, floor {r['floor']:.2f} s; "
-        f"fp32 {_of(r['plain']['wall'])} s, {_of(r['ratio_wall'])} times as long"
+        f"  {name:12} {r['tflop']:.2f} TFLOP: bf16 {_of(r['ours']['wall'])} s, floor {r['floor']:.2f} s, peak "
+        f"{r['peak_mib']:.0f} MiB; fp32 {_of(r['plain']['wall'])} s, {_of(r['ratio_wall'])} times as long, peak "
+        f"{r['plain_peak_mib']:.0f} MiB"
         for name, r in part.items()
     )
 
@@ -379,7 +475,21 @@ def _views_table(part: Row) -> str:
 
 
 def _growth_table(part: Row) -> str:
-    return "\n".join(f"  {name:18}" + "  ".join(f"{n}: {s:.3g} s" for n, s in pairs) for name, pairs in part.items())
+    pairs = {name: found for name, found in part.items() if name != "extraction"}
+    lines = [f"  {name:18}" + "  ".join(f"{n}: {s:.3g} s" for n, s in found) for name, found in pairs.items()]
+    rows = part["extraction"]["alone"]
+    told = "  ".join(f"{r['resolution']}: {r['wall']:.2f} s, {r['peak_mib']:.0f} MiB" for r in rows)
+    power = part["extraction"]["exponents"]["wall"]
+    return "\n".join([*lines, f"  extraction by the clock  {told}; samples to the power {power:.2f}"])
+
+
+def _folder_table(part: Row) -> str:
+    over, more = part["overlap"], part["workers"]
+    return (
+        f"  {over['done']} photos {over['folder_run_s']:.1f} s, {over['over_network_and_meshing']:.2f} times network "
+        f"and meshing alone, {over['over_bare_lifts']:.2f} times bare lifts\n  two workers of one thread lift "
+        f"{more['ratio']:.2f} times as many photos as one: {more['photos_per_s_by_two']:.2f} a second"
+    )
 
 
 def _memory_table(part: Row) -> str:
@@ -396,10 +506,11 @@ def _in_child(words: str) -> Row:
 
 
 PARTS: dict[str, Callable[[Machine, bool, int], Row]] = {
-    "lift": lift, "extraction": extraction, "networks": networks, "views": views, "growth": growth, "memory": memory,
+    "lift": lift, "extraction": extraction, "triposr": triposr, "networks": networks, "views": views, "growth": growth,
+    "memory": memory, "folder": folder,
 }  # fmt: skip
 _TABLES: dict[str, Callable[[Row], str]] = {
-    "lift": _lift_table, "extraction": _extraction_table, "networks": _networks_table, "views": _views_table,
-    "growth": _growth_table, "memory": _memory_table,
+    "lift": _lift_table, "extraction": _extraction_table, "triposr": _triposr_table, "networks": _networks_table,
+    "views": _views_table, "growth": _growth_table, "memory": _memory_table, "folder": _folder_table,
 }  # fmt: skip
-_CHILDREN: dict[str, Callable[..., Row]] = {"lift": lift_child}
+_CHILDREN: dict[str, Callable[..., Row]] = {"lift": lift_child, "network": network_child, "alone": alone_child}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -29,6 +29,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 _PIXELS = 64  # of the small pictures that `multiply_rows` makes of rows
 _FEW_ROWS = 512  # with fewer, convolutions are no faster
+_MLP_ROWS = 1024  # that go through an MLP together on the CPU, so that its wide middle stays in the processor's cache
 _MOST_THREADS = 8  # a look at a coarse scan has some nine blocks
 
 
@@ -173,6 +174,11 @@ def use_dtype(network: Network, dtype: torch.dtype) -> Network:
     return network
 
 
+def fingerprints(parameters: Iterable[Tensor]) -> list[Any]:
+    """What changes when parameters do: for answers that are kept as long as these stay as they are."""
+    return [(p.untyped_storage()._cdata, p._version, p.dtype, p.device) for p in parameters]
+
+
 def matrix_dtype(network: nn.Module) -> torch.dtype:
     """The dtype of the first `Linear` inside ``network``; fp32 when there is none."""
     return next((m.weight.dtype for m in network.modules() if isinstance(m, Linear)), torch.float32)
@@ -214,6 +220,18 @@ class Attention(nn.Module):
         return self.out(join_heads(attend(query, key, value)))
 
 
+def _by_rows(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``work(x)`` of something that treats rows alike: (..., D) → (..., E).
+
+    On the CPU, without gradients, some rows at a time. What it makes in between is then the next step's from the cache,
+    and never so large that the system has to be asked for it.
+    """
+    count = x.numel() // max(x.shape[-1], 1)
+    if x.device.type != "cpu" or torch.is_grad_enabled() or count <= _MLP_ROWS:
+        return work(x)
+    return torch.cat([work(rows) for rows in x.reshape(count, -1).split(_MLP_ROWS)]).unflatten(0, x.shape[:-1])
+
+
 class GeluMlp(nn.Module):
     """Linear, exact GELU, linear."""
 
@@ -223,7 +241,7 @@ class GeluMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) → (..., D)."""
-        return self.shrink(F.gelu(self.expand(x)))
+        return _by_rows(lambda rows: self.shrink(F.gelu(self.expand(rows))), x)
 
 
 class GegluMlp(nn.Module):
@@ -239,6 +257,9 @@ class GegluMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) → (..., D)."""
+        return _by_rows(self._gated, x)
+
+    def _gated(self, x: Tensor) -> Tensor:
         value, gate = self.expand(x).chunk(2, -1)
         return self.shrink(value * F.gelu(gate))
 
@@ -255,14 +276,32 @@ class ModulatedNorm(nn.LayerNorm):
     def __init__(self, width: int, eps: float, condition_width: int | None = None) -> None:
         super().__init__(width, eps)
         self.modulation = None if condition_width is None else Linear(condition_width, 2 * width)
+        self._kept: tuple[Tensor, list[Any], tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Tokens (B, L, D) and condition (B, condition_width), not used by a plain norm → (B, L, D)."""
-        x = super().forward(x)
         if self.modulation is None or condition is None:
-            return x
-        shift, scale = self.modulation(F.silu(condition)).float()[:, None].chunk(2, -1)
-        return x * (1 + scale) + shift
+            return super().forward(x)
+        if len(condition) == 1 and not torch.is_grad_enabled():
+            return F.layer_norm(x, self.normalized_shape, *self._folded(condition), self.eps)
+        shift, scale = self._modulated(condition)[:, None].chunk(2, -1)
+        return super().forward(x) * (1 + scale) + shift
+
+    def _modulated(self, condition: Tensor) -> Tensor:
+        assert self.modulation is not None, "asked for with one only"
+        return self.modulation(F.silu(condition)).float()
+
+    def _folded(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the plain norm that a single condition makes of this one.
+
+        They are kept for as long as the very same condition is given, as by a model that tells its network one camera.
+        """
+        sources = (self.weight, self.bias, *(() if self.modulation is None else self.modulation.parameters()))
+        key = fingerprints(sources)
+        if self._kept is None or self._kept[0] is not condition or self._kept[1] != key:
+            shift, scale = self._modulated(condition)[0].chunk(2, -1)
+            self._kept = condition, key, (self.weight * (1 + scale), self.bias * (1 + scale) + shift)
+        return self._kept[2]
 
 
 @dataclass(frozen=True)

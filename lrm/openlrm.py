@@ -29,7 +29,7 @@ from multiview.cameras import Cameras, pitch_rotation
 from multiview.errors import FieldError, WeightsError
 from multiview.keymap import KeyTable, sequential_renames
 
-from .blocks import BlockConfig, CameraEmbedding, DecoderBlock, PlaneUpsampler
+from .blocks import BlockConfig, CameraEmbedding, DecoderBlock, PlaneUpsampler, fingerprints
 from .field import PAIRS_XY_XZ_ZY, FoldedPlanes, OutputRule, PlanesDecoder, TriplaneField
 from .models import Reconstruction
 from .preprocess import openlrm_input
@@ -106,6 +106,7 @@ class OpenLRMNetwork(nn.Module):
         self.norm = nn.LayerNorm(c.width, NORM_EPS)
         self.upsampler = PlaneUpsampler(c.width, c.plane_channels)
         self.decoder = PlanesDecoder(c.plane_channels, c.decoder_width, c.decoder_layers, "relu")
+        self._told: tuple[list[Any], Tensor, Tensor] | None = None
 
     def forward(self, images: Tensor, cameras: Tensor) -> Tensor:
         """Pictures (B, 3, S, S) in [0, 1] over white, cameras (B, 16) → planes (B, 3, C, H, W) float32."""
@@ -117,11 +118,25 @@ class OpenLRMNetwork(nn.Module):
 
     def plane_tokens(self, context: Tensor, cameras: Tensor) -> Tensor:
         """Image tokens (B, M, E), cameras (B, 16) → plane tokens (B, 3 * s * s, D) after the last norm."""
-        condition = self.camera(cameras)
+        condition = self.condition(cameras)
         x = self.tokens.expand(len(context), -1, -1)
         for block in self.blocks:
             x = block(x, context, condition)
         return self.norm(x)
+
+    def condition(self, cameras: Tensor) -> Tensor:
+        """Cameras (B, 16) → what modulates the norms, (B, camera_width) float32.
+
+        `OpenLRM` tells its network the same camera for every picture. Of a single one, on the CPU and without
+        gradients, it is therefore the very same tensor as long as camera and weights stay, for which the norms keep
+        what they make of it.
+        """
+        if len(cameras) != 1 or cameras.device.type != "cpu" or torch.is_grad_enabled():
+            return self.camera(cameras)
+        key = fingerprints(self.camera.parameters())
+        if self._told is None or self._told[0] != key or not torch.equal(self._told[1], cameras):
+            self._told = key, cameras.clone(), self.camera(cameras)
+        return self._told[2]
 
 
 def camera_numbers(config: OpenLRMConfig, batch: int) -> Tensor:

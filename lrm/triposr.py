@@ -28,7 +28,7 @@ from multiview.errors import WeightsError
 from multiview.keymap import KeyTable, sequential_renames
 from multiview.weights import config_from_dict
 
-from .blocks import BlockConfig, DecoderBlock, Linear, PlaneUpsampler
+from .blocks import BlockConfig, DecoderBlock, Linear, PlaneUpsampler, fingerprints
 from .field import PAIRS_XY_XZ_YZ, Activation, OutputRule, PlanesDecoder, TriplaneField
 from .models import Reconstruction
 from .preprocess import triposr_input
@@ -120,7 +120,7 @@ class TripoSRNetwork(nn.Module):
         assert isinstance(first, DecoderBlock)  # nn.ModuleList does not say so
         parts = (self.norm, self.enter, first.norm_self, first.attend_self)
         sources = [self.tokens, *(parameter for part in parts for parameter in part.parameters())]
-        key = [(p.data_ptr(), p._version, p.dtype, p.device) for p in sources]
+        key = fingerprints(sources)
         if torch.is_grad_enabled() or self._begun is None or self._begun[0] != key:
             # The group norm runs over groups of channels and all tokens at once.
             x = self.enter(self.norm(self._learned()).transpose(1, 2)).float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from .errors import SettingsError
 
 _kernel = "sdpa"
 _QUERIES = 512  # of one block on the CPU: with a few thousand keys its scores stay in the processor's cache
+_MOST = 2.0**60  # of weights before they are made to add up to 1, so far from overflow that sums of values are, too
 
 
 def use_attention(kernel: str) -> None:
@@ -58,22 +60,55 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """`attend` for bf16 on the CPU, without gradients: plain products, a block of queries at a time.
 
-    The fused CPU kernel works on fp32 copies there and takes 2 to 3 times as long. Scores are bf16, their softmax is
-    worked out in fp32. Adding one vector to all keys adds one number to all scores of a query, which softmax does not
-    see; so the keys' mean is taken off, because networks often have a large one, and it would cost scores their digits.
+    The fused CPU kernel works on fp32 copies there and takes 2 to 3 times as long. Scores are bf16, to the base 2,
+    since that power is the quickest. They are not shifted by their maximum, and the answer is divided by the powers'
+    sum in place of the powers, which saves two of softmax's three ways through them. Adding one vector to all keys adds
+    one number to all scores of a query, which this does not see; so the keys' mean is taken off, because networks often
+    have a large one, and it would cost scores their digits.
     """
     batch, heads, length, width = query.shape
     # Laid out as (B, L, heads, width), so that joining the heads copies nothing.
     out = query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)
     for item in range(batch):
+        # All heads at once, since a head's numbers lie apart from each other.
+        keys = key[item].transpose(0, 1).flatten(1).float()
+        keys = ((keys - keys.mean(0)) * (math.log2(math.e) * width**-0.5)).to(query.dtype)
+        keys_t = keys.unflatten(1, (heads, width)).permute(1, 2, 0)
         for head in range(heads):
-            q, k = query[item, head] * width**-0.5, key[item, head].float()
-            k_transposed = (k - k.mean(0)).to(query.dtype).t()
-            v = value[item, head].contiguous()
-            for start in range(0, length, _QUERIES):
-                block = slice(start, start + _QUERIES)
-                torch.mm(torch.softmax(q[block] @ k_transposed, -1), v, out=out[item, head, block])
+            parts = query[item, head], keys_t[head], value[item, head]
+            if not _attend_by_powers(*parts, out[item, head]):
+                _attend_by_softmax(*parts, out[item, head])
     return out
+
+
+def _attend_by_powers(query: Tensor, keys_t: Tensor, value: Tensor, out: Tensor) -> bool:
+    """Answer the queries (L, width) of one head into ``out``, unless powers of their scores leave the range of bf16.
+
+    Args:
+        query, value, out: of one head, (L or M, width).
+        keys_t: (width, M), scaled so that weights are in proportion to 2 ** score.
+
+    Returns:
+        Whether every query's weights added up to an ordinary number; else ``out`` holds nothing of use.
+    """
+    sums = torch.empty(len(query), dtype=torch.float32)
+    scores = query.new_empty(min(len(query), _QUERIES), keys_t.shape[1])
+    for start in range(0, len(query), _QUERIES):
+        block = slice(start, start + _QUERIES)
+        powers = torch.mm(query[block], keys_t, out=scores[: len(query) - start])
+        torch.exp2(powers, out=powers)
+        sums[block] = powers.sum(-1)
+        torch.mm(powers, value, out=out[block])
+    out.div_(sums[:, None])
+    return bool(sums.min() > 1 / _MOST) and bool(sums.max() < _MOST)  # of what is not a number, neither holds
+
+
+def _attend_by_softmax(query: Tensor, keys_t: Tensor, value: Tensor, out: Tensor) -> None:
+    """The same with scores shifted by their maximum, which keeps weights of any scores in range."""
+    for start in range(0, len(query), _QUERIES):
+        block = slice(start, start + _QUERIES)
+        scores = (query[block] @ keys_t).float() * math.log(2)
+        torch.mm(torch.softmax(scores, -1).to(query.dtype), value, out=out[block])
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -279,6 +279,7 @@ def lift_item(
     *,
     halvings: int = 0,
     on_stage: OnStage | None = None,
+    make_room: Callable[[], bool] | None = None,
 ) -> LiftResult:
     """Lift one photo of a folder run: fetch it, lift and save it, and again smaller where memory does not suffice.
 
@@ -292,6 +293,8 @@ def lift_item(
         scratch: folder for a copy of a photo that is not on this machine; removed.
         halvings: of the resolution to begin with, since more took the process down.
         on_stage: called with the name of each stage when it begins.
+        make_room: called when memory does not suffice; waits until nothing else is going on, and says whether anything
+            was: then the same is tried once more before it is made smaller. None where there never is.
 
     Returns:
         The result with all that a later run compares. Of a lift at half or a quarter of the resolution, since memory
@@ -302,7 +305,7 @@ def lift_item(
     try:
         photo = item.fetch(scratch)
         sums = content_sums(item, photo)
-        result = _lift_smaller(pipe, photo, folder, settings, item, halvings, on_stage)
+        result = _lift_smaller(pipe, photo, folder, settings, item, halvings, on_stage, make_room)
         if result.status == "done":
             with suppress(Exception):  # the asset is whole, and reports draw what is missing
                 write_preview(folder, photo)  # while photo and asset are at hand
@@ -310,6 +313,12 @@ def lift_item(
         sums = content_sums(item, None)
         text = _naming(str(error), Path(item.source))
         result = LiftResult(item.source, "failed", _since(start), error=text, cause=type(error).__name__)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        sums = "unreadable: not enough memory", None  # to be read; what lifting takes is no matter of this block
+        text = f"{item.source}: not enough memory to read it. Close other programs."
+        result = LiftResult(item.source, "failed", _since(start), error=text, cause="memory")
     finally:
         if item.path is None:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -330,6 +339,7 @@ def _lift_smaller(
     item: PhotoItem,
     halvings: int,
     on_stage: OnStage | None,
+    make_room: Callable[[], bool] | None,
 ) -> LiftResult:
     """Lift at the resolution that was asked for, or at the first half of it for which memory suffices."""
     named = None if item.path is not None else item.source
@@ -337,7 +347,13 @@ def _lift_smaller(
     sizes = [size for size in sizes[halvings:] if size >= _LOWEST_RESOLUTION] or [settings.resolution]
     for size in sizes:
         now = settings if size == settings.resolution else settings.replaced(resolution=size)
-        result = lift_to_folder(pipe, photo, folder, now, source=item.source, named=named, on_stage=on_stage)
+        lift = partial(
+            lift_to_folder, pipe, photo, folder, now, source=item.source, named=named, on_stage=on_stage
+        )  # fmt: skip
+        result = lift()
+        if result.cause == "memory" and make_room is not None:
+            empty_caches()
+            result, make_room = lift() if make_room() else result, None
         if result.cause != "memory":
             break
         empty_caches()

@@ -93,24 +93,24 @@ class BatchingModel(ReconstructionModel):
     def _answer(self, batch: list[_Request]) -> None:
         """Answer all of ``batch``; what goes wrong with one picture does not become the others' error."""
         self.passes = [*self.passes[-999:], len(batch)]
+        half = len(batch) // 2
         try:
             made = self._inner.reconstruct(torch.cat([request.images for request in batch]), **batch[0].options)
             for request, one in zip(batch, made, strict=True):
                 request.answer = one
+            return
         except BaseException as error:
-            if len(batch) == 1:
-                batch[0].answer = error
-                return
-            half = len(batch) // 2
-            if is_out_of_memory(error):
-                empty_caches()
-                self.limit = max(half, 1)
-            elif not isinstance(error, Exception):  # Ctrl-C is for all of them
+            if half == 0 or not isinstance(error, Exception):  # Ctrl-C is for all of them
                 for request in batch:
                     request.answer = error
                 return
-            self._answer(batch[:half])
-            self._answer(batch[half:])
+            ran_out = is_out_of_memory(error)
+        # Out here nothing holds the failed pass's frames any more, and with them what it had allocated.
+        if ran_out:
+            empty_caches()
+            self.limit = half
+        self._answer(batch[:half])
+        self._answer(batch[half:])
 
 
 class BatchingViewsModel(BatchingModel, ViewsModel):

@@ -5,9 +5,10 @@
     photo 5 ──► reading, cut-out │ photo 4 ──► network │ photos 2, 3 ──► meshing │ photo 1 ──► checks, writing
 
 Each photo has a thread of its own and goes through the ordinary lift; where a stage begins, the thread waits until
-there is room: for one photo in most stages, for two where meshes are made. Under ``--max-memory``, which plans one
-lift, one photo is on its way. numpy, torch and Pillow let go of Python's lock while they work, so that the
-stages overlap. Photos never overtake each other.
+there is room: for one photo in most stages, for two where meshes are made. Under ``--max-memory`` there are as many as
+`trilift.memory` finds room for. numpy, torch and Pillow let go of Python's lock while they work, so that the stages
+overlap. Photos never overtake each other. One for which memory runs out waits until those under way have gone, is tried
+again with all of it to itself before anything is made smaller, and from then on half as many are under way.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .settings import LiftSettings
 from .sources import PhotoItem
 
 if TYPE_CHECKING:
+    from .memory import LiftPlan
     from .pipeline import ImageTo3D
 
 PREPARE, NETWORK, MESH, FINISH = range(4)
@@ -83,12 +85,14 @@ class Line:
 
     Args:
         room: how many may be at each station.
+        most: how many may be at all of them together.
     """
 
-    def __init__(self, room: Sequence[int]) -> None:
-        self._room = room
+    def __init__(self, room: Sequence[int], most: int = 1 << 30) -> None:
+        self._room, self._most = room, most
         self._moved = threading.Condition()
         self._stations: dict[int, int] = {}  # number → station, in the order of coming; -1 before the first
+        self._alone: int | None = None  # who is alone, or waits for the others to go
 
     def join(self, number: int) -> None:
         """Come in behind all others."""
@@ -102,7 +106,7 @@ class Line:
         """
         start = time.perf_counter()
         with self._moved:
-            if station <= self._stations[number]:
+            if number == self._alone or station <= self._stations[number]:
                 return 0.0
             self._moved.wait_for(lambda: self._has_room(number, station))
             self._stations[number] = station
@@ -111,6 +115,8 @@ class Line:
 
     def _has_room(self, number: int, station: int) -> bool:
         """Whether fewer photos than there is room for, of those in front, have yet to leave ``station``."""
+        if self._stations[number] < 0 and (self._alone is not None or self._under_way() >= self._most):
+            return False
         ahead = 0
         for other, where in self._stations.items():
             if other == number:
@@ -118,10 +124,31 @@ class Line:
             ahead += where <= station
         return True
 
+    def _under_way(self) -> int:
+        return sum(station >= 0 for station in self._stations.values())
+
+    def be_alone(self, number: int) -> bool:
+        """Let those behind pass, and wait until no other is under way; returns whether any was.
+
+        Until this one leaves, none begins; and from now on half as many may be under way.
+        """
+        with self._moved:
+            under_way = self._under_way()
+            others = under_way > 1 or self._alone is not None
+            self._most = max(min(self._most, under_way) // 2, 1)
+            self._stations.pop(number, None)
+            self._moved.notify_all()
+            self._moved.wait_for(lambda: self._alone is None)
+            self._alone = number
+            self._moved.wait_for(lambda: self._under_way() == 0)
+        return others
+
     def leave(self, number: int) -> None:
         """Go, finished or not."""
         with self._moved:
             self._stations.pop(number, None)
+            if self._alone == number:
+                self._alone = None
             self._moved.notify_all()
 
 
@@ -132,23 +159,33 @@ class Lanes:
         pipe: the loaded model, used by all of them.
         batch_size: pictures in one pass of the network at most; None for one on the CPU, where more are no faster, and
             eight elsewhere.
+        settings: of the lifts, by which ``--max-memory`` is planned; None plans one photo at a time.
         lift: what is done with a photo, for tests; `trilift.batch.lift_item`.
 
     Attributes:
         size: how many photos are on their way at most.
+        plan: how they keep within ``--max-memory``, None without it.
     """
 
     def __init__(
-        self, pipe: ImageTo3D, *, batch_size: int | None = None, lift: Callable[..., LiftResult] = lift_item
+        self,
+        pipe: ImageTo3D,
+        *,
+        batch_size: int | None = None,
+        settings: LiftSettings | None = None,
+        lift: Callable[..., LiftResult] = lift_item,
     ) -> None:
         batch = batch_size or (1 if str(getattr(pipe, "device", "cpu")).startswith("cpu") else 8)
         generates = getattr(pipe, "generator", None) is not None  # such pipelines keep state between steps
-        limited = getattr(getattr(pipe, "memory", None), "limit", None) is not None  # planned for one lift at a time
-        batch = 1 if generates or limited else batch
-        self._pipe = _shared(pipe, batch)
+        batch = 1 if generates else batch
+        self.size, meshing = _LANES + batch - 1, _MESHING
+        self.plan = _planned(pipe, settings, self.size, batch, meshing)
+        if self.plan is not None:
+            crowd = self.plan.crowd
+            self.size, batch, meshing = crowd.photos, crowd.batch, crowd.meshed
+        self._pipe = _shared(pipe, batch, self.plan)
         self._lift = lift
-        self.size = 1 if limited else _LANES + batch - 1
-        self._line = Line((1, batch, _MESHING, 1))
+        self._line = Line((1, batch, meshing, 1), self.size)
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self.size)]
@@ -188,11 +225,18 @@ class Lanes:
             nonlocal waited
             waited += self._line.enter(task.number, _STATIONS.get(name, PREPARE))
 
+        def make_room() -> bool:
+            nonlocal waited
+            began = time.perf_counter()
+            others = self._line.be_alone(task.number)
+            waited += time.perf_counter() - began
+            return others
+
         try:
             waited += self._line.enter(task.number, PREPARE)
             result = self._lift(
                 self._pipe, task.item, task.folder, task.settings, task.scratch, halvings=task.halvings,
-                on_stage=on_stage,
+                on_stage=on_stage, make_room=make_room if self.size > 1 else None,
             )  # fmt: skip
             seconds = round(max(time.perf_counter() - start - waited, 0.0), 3)
             return Outcome(task, replace(result, seconds=seconds, attempt=task.attempt))
@@ -202,7 +246,21 @@ class Lanes:
             self._line.leave(task.number)
 
 
-def _shared(pipe: ImageTo3D, batch: int) -> Any:
+def _planned(pipe: ImageTo3D, settings: LiftSettings | None, photos: int, batch: int, meshed: int) -> LiftPlan | None:
+    """How many photos are lifted at once within ``--max-memory``; None without it."""
+    memory = getattr(pipe, "memory", None)
+    if memory is None or memory.limit is None:
+        return None
+    from .memory import Crowd
+
+    alone = settings is None or getattr(pipe, "generator", None) is not None  # which is planned for itself alone
+    crowds = [Crowd()] if alone else Crowd(photos, batch, meshed).smaller()
+    resolution, texels = (0, 0) if settings is None else (settings.resolution, settings.texels)
+    plan: LiftPlan = memory.plan(resolution, crowds, texels=texels)
+    return plan
+
+
+def _shared(pipe: ImageTo3D, batch: int, plan: LiftPlan | None) -> Any:
     """The pipeline with a model that several threads may ask; pipelines of another kind (tests) as they are."""
     if not hasattr(pipe, "model"):
         return pipe
@@ -210,4 +268,6 @@ def _shared(pipe: ImageTo3D, batch: int) -> Any:
 
     shared = copy.copy(pipe)
     shared.model = batching(pipe.model, batch)
+    if plan is not None:
+        shared.memory = replace(pipe.memory, crowd=plan.crowd)
     return shared

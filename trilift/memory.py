@@ -2,8 +2,8 @@
 
 ::
 
-    --max-memory ──► number format ──► generator beside the model, or stage by stage ──► points per pass
-                     (while loading)    (on an accelerator)                               (of every lift)
+    --max-memory ──► number format ──► generator beside the model, or in turn ──► photos at once ──► points per pass
+                     (while loading)    (`trilift.turns`)                          (in a folder)      (of every lift)
 
 Counted is the memory of the process's own on the CPU (weights that are mapped from a file are the system's cache, and
 it takes them back when it needs to), and what is allocated on the device elsewhere.
@@ -12,7 +12,7 @@ it takes them back when it needs to), and what is allocated on the device elsewh
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +24,7 @@ from multiview.devices import on_accelerator
 from multiview.errors import SettingsError
 
 from .recipe import empty_caches, is_out_of_memory
+from .settings import TooLittleMemoryError
 
 if TYPE_CHECKING:
     from .views import PhotoToViews
@@ -37,27 +38,65 @@ _VIEW_BATCHES = (8, 4, 2, 1)
 
 # Numbers that a network keeps at once beside its weights, at most, for each plane token and channel of its width, as
 # counted operation by operation on the full-size networks (`python -m benchmarks memory`).
-_NETWORK_NUMBERS = {"triposr": 20.6, "openlrm": 11.4, "instantmesh": 12.2}
+_NETWORK_NUMBERS = {"triposr": 10.8, "openlrm": 8.75, "instantmesh": 9.7}
 _EMBEDDED_BYTES = 40_000_000  # the embedded network and its silhouette, measured likewise
 # Bytes of a lift's other stages, measured as peaks of a process's own memory (the same command), each with a margin.
 _POINT_BYTES = 64  # of each point in a pass while the surface is taken; the field goes through it in small blocks
 _SAMPLE_BYTES = 1_300  # of each point in a pass of volume rendering, when a lift is compared with its photo,
 _SAMPLES = 48**3  # of which there are so many
 _SURFACE_BYTES = 1_700  # of each square of the resolution, while the surface is taken, painted and written
+_TEXEL_BYTES = 100  # of each texel, where a texture is baked
 _LIBRARIES_BYTES = 90_000_000  # what is imported, and pictures, by the end of the first lift
+# Of each photo beyond the first that is on its way: what stays of it between stages, and its thread's freed memory.
+_PHOTO_BYTES = 75_000_000
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """How many photos are lifted at once in this process; see `trilift.lanes`.
+
+    Attributes:
+        photos: on their way, each at a stage of its own but for the two below.
+        batch: in one pass of the network.
+        meshed: while their surfaces are taken.
+    """
+
+    photos: int = 1
+    batch: int = 1
+    meshed: int = 1
+
+    def smaller(self) -> list[Crowd]:
+        """Itself, and what may be tried in its place, down to one photo alone."""
+        halves = [self.batch >> n for n in range(self.batch.bit_length())]
+        tries = [Crowd(self.photos - self.batch + batch, batch, self.meshed) for batch in halves]
+        tries += [Crowd(tries[-1].photos, 1, 1), Crowd(3), Crowd()]
+        return [each for n, each in enumerate(tries) if each.photos <= self.photos and each not in tries[:n]]
 
 
 @dataclass(frozen=True)
 class LiftPlan:
-    """How a lift is kept within bounds.
+    """How lifts are kept within bounds.
 
     Attributes:
         chunk_size: points per pass through the field.
-        needs_bytes: what the lift will take in all, about.
+        needs_bytes: what this process will take in all, about.
+        crowd: how many lifts there are at once.
     """
 
     chunk_size: int
     needs_bytes: int
+    crowd: Crowd = Crowd()
+
+    def told(self, limit: int) -> str:
+        """In a sentence, for people."""
+        many = self.crowd
+        how = "one photo at a time"
+        if many.photos > 1:
+            how = f"{many.photos} photos on their way, {many.batch} in the network and {many.meshed} meshed at a time"
+        return (
+            f"--max-memory {limit / 1e9:.3g} GB: {how}, {self.chunk_size} points per pass; about "
+            f"{self.needs_bytes / 1e9:.3g} GB"
+        )
 
 
 @dataclass
@@ -69,6 +108,7 @@ class Memory:
         device: whose memory is meant.
         held: bytes that were taken before the first lift: libraries and weights.
         network: bytes that the reconstruction network keeps while it works.
+        crowd: how many lifts share the memory.
         chunk_size: points per pass of the next lift.
         warnings: sentences on what was made smaller, of the lift under way.
     """
@@ -77,39 +117,61 @@ class Memory:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     held: int = 0
     network: int = 0
+    crowd: Crowd = Crowd()
     chunk_size: int = CHUNKS[0]
     warnings: list[str] = field(default_factory=list)
 
-    def begun(self, resolution: int) -> Memory:
+    def begun(self, resolution: int, texels: int = 0) -> Memory:
         """The same for one lift, which is planned now; lifts in other threads have theirs.
+
+        Args:
+            resolution: samples per axis of the mesh.
+            texels: of a baked texture.
 
         Raises:
             SettingsError: it does not fit in any way; says how much is needed, and at which resolution it would fit.
         """
-        chunk_size = CHUNKS[0] if self.limit is None else self.plan(resolution).chunk_size
+        chunk_size = CHUNKS[0] if self.limit is None else self.plan(resolution, texels=texels).chunk_size
         return replace(self, chunk_size=chunk_size, warnings=[])
 
-    def plan(self, resolution: int) -> LiftPlan:
-        """Choose the points per pass, as many as may be; see `begun`."""
+    def plan(self, resolution: int, crowds: Sequence[Crowd] = (), *, texels: int = 0) -> LiftPlan:
+        """Choose how many lifts there are at once, and the points per pass, as many as may be; see `begun`.
+
+        Args:
+            resolution: samples per axis of the mesh.
+            crowds: the first that fits is taken; without any, the one that is set.
+            texels: see `begun`.
+        """
         assert self.limit is not None, "there is something to keep within"
         least = 0
-        for chunk_size in CHUNKS:
-            least = self.needs_bytes(resolution, chunk_size)
-            if least <= self.limit:
-                return LiftPlan(chunk_size, least)
-        raise SettingsError(
+        for crowd in crowds or (self.crowd,):
+            for chunk_size in CHUNKS:
+                least = self.needs_bytes(resolution, chunk_size, crowd, texels)
+                if least <= self.limit:
+                    return LiftPlan(chunk_size, least, crowd)
+        raise TooLittleMemoryError(
             f"--max-memory {self.limit / 1e9:.3g} GB: a lift at --resolution {resolution} needs about "
             f"{least / 1e9:.3g} GB on {self.device.type}, {self.held / 1e9:.3g} GB of it for weights and libraries"
-            f"{self._smaller(resolution)}. Give it more, or take a smaller model."
+            f"{self._smaller(resolution)}. Give it more, or take a smaller model.",
+            self.limit,
+            least,
         )
 
-    def needs_bytes(self, resolution: int, chunk_size: int) -> int:
-        """About what a lift takes: what is held already, and the largest of its stages."""
+    def needs_bytes(self, resolution: int, chunk_size: int, crowd: Crowd | None = None, texels: int = 0) -> int:
+        """About what lifts take: what is held already, and the largest stage of one, or all stages of several."""
+        crowd = crowd or self.crowd
+        together = max if crowd.photos == 1 else _sum  # one photo is at one stage, several may be at all of them
         surface, seen = chunk_size * _POINT_BYTES, min(chunk_size, _SAMPLES) * _SAMPLE_BYTES
         if on_accelerator(self.device):  # there a field goes through its points at once; the surface is on the CPU
-            return self.held + max(self.network, chunk_size * _SAMPLE_BYTES)
-        surface += resolution**2 * _SURFACE_BYTES
-        return self.held + _LIBRARIES_BYTES + max(self.network, surface, seen)
+            points = chunk_size * _SAMPLE_BYTES
+            return self.held + together(self.network * crowd.batch, points * crowd.meshed)
+        surface += resolution**2 * _SURFACE_BYTES + texels * _TEXEL_BYTES
+        stages = together(self.network, surface * crowd.meshed, seen)
+        return self.held + _LIBRARIES_BYTES + stages + (crowd.photos - 1) * _PHOTO_BYTES
+
+    def as_record(self) -> dict[str, Any]:
+        """What was planned, for ``asset.json``."""
+        return {"limit_bytes": self.limit, "points_per_pass": self.chunk_size, "photos_at_once": self.crowd.photos}
 
     def _smaller(self, resolution: int) -> str:
         """Words on the highest resolution that would fit."""
@@ -188,6 +250,10 @@ class Memory:
         start = f"Memory ran out in {what} "
         others = [text for text in self.warnings if not text.startswith(start)]
         self.warnings = [*others, f"{start}({error}): done with {instead}."]
+
+
+def _sum(*parts: int) -> int:
+    return sum(parts)
 
 
 def no_memory(what: str, tried: str, error: BaseException) -> MemoryError:
@@ -281,13 +347,20 @@ def left_for_generator(limit: int | None, model: Any, device: torch.device) -> i
     return limit - taken
 
 
-def memory_of(limit: int | None, model: Any, generator: PhotoToViews | None, device: torch.device) -> Memory:
+def memory_of(
+    limit: int | None, model: Any, generator: PhotoToViews | None, device: torch.device, held: int | None = None
+) -> Memory:
     """What is known once everything is loaded; a generator is released from the device where both do not fit there.
+
+    Args:
+        limit: see `Memory`.
+        model, generator, device: as they were loaded.
+        held: bytes that are taken while lifting; None for what is taken now.
 
     Raises:
         SettingsError: not even the smallest lift fits.
     """
-    memory = Memory(limit, device, own_bytes(device), network_bytes(model))
+    memory = Memory(limit, device, own_bytes(device) if held is None else held, network_bytes(model))
     if limit is None:
         return memory
     release = getattr(None if generator is None else generator.model, "enable_model_cpu_offload", None)

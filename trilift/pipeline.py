@@ -43,7 +43,7 @@ from .batch import LiftResult, asset_name, save_asset
 from .elevation import estimate_cameras
 from .foreground import Cutout, cut_out
 from .loading import WeightsRecord, build, check_commercial, fetch, weights_record
-from .memory import CHUNKS, Memory, dtype_within, left_for_generator, memory_of
+from .memory import CHUNKS, Memory, dtype_within, memory_of
 from .photo import Photo, load_photo
 from .progress import OnStage, OnStep, Stopwatch, note_on_stderr
 from .provenance import PACKAGES, VIEW_PACKAGES, naming, own_version, package_versions, photo_record
@@ -52,6 +52,7 @@ from .settings import LiftSettings, parse_memory
 from .shape import shaped
 from .sidephotos import parse_side
 from .texture import Pictures, TextureOptions, finished, photo_view
+from .turns import Turns, load_beside
 from .views import PhotoToViews, camera_rows, read_record
 
 if TYPE_CHECKING:
@@ -131,9 +132,11 @@ class ImageTo3D:
         dtype_reason: why it is that one.
         recipe: how it was loaded, for other processes to do the same; None for one that was put together by hand.
         memory: what lifts may take, and what becomes smaller where it runs out.
+        turns: has generator and model in memory one after the other; None where there is room for both.
     """
 
     recipe: PipeRecipe | None = None
+    turns: Turns | None = None
 
     def __init__(
         self,
@@ -215,16 +218,19 @@ class ImageTo3D:
             raise chain.refuse(str(views), record.name)
         if (notice := record.notice()) is not None:
             note(notice)
-        generator = None
+        generator, turns, held = None, None, None
         if views is not None:
-            generator = PhotoToViews.from_pretrained(
-                views, device=device, dtype=dtype, commercial_ok=commercial_ok,
-                max_memory=left_for_generator(limit, model, torch_device), on_note=note,
+            load_views = partial(
+                PhotoToViews.from_pretrained, views, device=device, dtype=dtype, commercial_ok=commercial_ok,
+                on_note=note,
             )  # fmt: skip
+            generator, turns, held = load_beside(
+                model, lambda: build(files, torch_device, asked)[0], load_views, limit, torch_device
+            )
         pipe = cls(
             model, generator=generator, weights=record, device=torch_device, dtype=torch_dtype, dtype_reason=reason
         )
-        pipe.memory = memory_of(limit, model, generator, torch_device)
+        pipe.memory, pipe.turns = memory_of(limit, model, generator, torch_device, held), turns
         pipe.recipe = PipeRecipe(
             str(name_or_folder), None if views is None else str(views), device, dtype, revision, commercial_ok,
             max_memory,
@@ -313,7 +319,7 @@ class ImageTo3D:
                 for.
         """
         if self.memory.limit is not None:
-            self.memory.plan(settings.resolution)
+            self.memory.plan(settings.resolution, texels=settings.texels)
         if self.generator is not None:
             if not self.takes_views:
                 raise chain.refuse(self.generator.weights.name, self.weights.name)
@@ -369,7 +375,7 @@ class ImageTo3D:
         self, source: PhotoSource, settings: LiftSettings, on_stage: OnStage | None, on_step: OnStep | None
     ) -> Asset:
         self.check(settings)
-        memory = self.memory.begun(settings.resolution)
+        memory = self.memory.begun(settings.resolution, settings.texels)
         watch = Stopwatch(on_stage)
         with watch.stage("load"):
             photo = load_photo(source)
@@ -420,6 +426,8 @@ class ImageTo3D:
             record["best_of"] = {"by": best.by, "kept": tries.index(best), "tries": [each.told() for each in tries]}
         record["warnings"] = [*photo.notes, *cutout.warnings, *said, *report.warnings, *mended, *_warnings(checks)]
         record["warnings"] += memory.warnings
+        if memory.limit is not None:
+            record["memory"] = {**memory.as_record(), "generator_in_turn": self.turns is not None}
         if seen is not None and seen.record is not None:
             record["views"] = seen.record
         views = None if seen is None else seen.generated or seen.views
@@ -445,10 +453,14 @@ class ImageTo3D:
             seen = given
             if self.generator is not None:
                 with watch.stage("views"):
+                    if self.turns is not None:
+                        self.turns.for_views()
                     seen = self._make_views(self.generator, cutout, changed, on_step, memory)
                 if guessed:
                     seen = replace(seen, estimated=True, record={**(seen.record or {}), "elevation_estimated": True})
             with watch.stage("network"):
+                if self.turns is not None:
+                    self.turns.for_lifting()
                 made = memory.whole("the network", partial(self._reconstruct, cutout, seen, changed))
             if guessed and "elevation" not in made.estimated:
                 made = replace(made, estimated=("elevation", *made.estimated))

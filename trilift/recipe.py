@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -163,9 +164,15 @@ def empty_caches() -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, here or on an accelerator.
 
-    Torch has its own kind for accelerators; of the CPU's memory it says so in words, and so do numpy and C++ libraries.
+    Torch has its own kind for accelerators; of the CPU's memory it says so in words, and so do numpy and C++ libraries,
+    and the system where it cannot map a file.
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    words = ("out of memory", "can't allocate memory", "not enough memory", "unable to allocate", "bad_alloc")
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    words = (
+        "out of memory", "can't allocate memory", "not enough memory", "unable to allocate", "bad_alloc",
+        "alloc_failed",
+    )  # fmt: skip
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)

@@ -31,7 +31,7 @@ from .journal import Journal, sync_files
 from .lanes import Lanes, Outcome, Task
 from .lookup import Loader, Lookup
 from .recipe import PipeRecipe
-from .settings import LiftSettings
+from .settings import LiftSettings, parse_memory
 from .sources import PhotoItem, photo_items
 from .storage import OutStore
 from .workers import Crew
@@ -271,11 +271,18 @@ class FolderRun:
         if options.workers:
             assert self._loader.recipe is not None, "has been looked at"
             self._loader.forget()
-            return Crew(self._loader.recipe, self._settings, options.workers, options.threads)
+            crew = Crew(self._loader.recipe, self._settings, options.workers, options.threads)
+            if crew.size < options.workers:
+                limit = parse_memory(self._loader.recipe.max_memory or 0) / 1e9
+                self._note(f"--max-memory {limit:.3g} GB: room for {crew.size} of {options.workers} workers")
+            return crew
         pipe = self._loader.pipe()
         if hasattr(pipe, "check"):
             pipe.check(self._settings)
-        return Lanes(pipe, batch_size=options.batch_size)
+        lanes = Lanes(pipe, batch_size=options.batch_size, settings=self._settings)
+        if lanes.plan is not None:
+            self._note(lanes.plan.told(pipe.memory.limit))
+        return lanes
 
     # What is done
 

@@ -313,6 +313,11 @@ class LiftSettings(_Settings):
         return BAKED_FACES if self.faces is None and self.texture == "baked" else self.faces
 
     @property
+    def texels(self) -> int:
+        """Of the texture that is baked; 0 without one."""
+        return self.texture_size**2 if self.texture == "baked" else 0
+
+    @property
     def projects(self) -> bool:
         """Whether pictures are painted onto the surface."""
         return self.project == "on" or (self.project == "auto" and self.threshold != "median")
@@ -340,6 +345,19 @@ def ring_count(cameras: str) -> int:
     if found is None or not 1 <= int(found[1]) <= MAX_RING:
         raise SettingsError(f"cameras={cameras!r}: expected instantmesh, or ring:N with N from 1 to {MAX_RING}.")
     return int(found[1])
+
+
+class TooLittleMemoryError(SettingsError):
+    """What ``--max-memory`` allows is not enough.
+
+    Attributes:
+        limit_bytes: what this process was allowed.
+        needs_bytes: what would be enough.
+    """
+
+    def __init__(self, message: str, limit_bytes: int = 0, needs_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.limit_bytes, self.needs_bytes = limit_bytes, needs_bytes
 
 
 def parse_memory(text: str | int) -> int:

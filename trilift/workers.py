@@ -1,8 +1,9 @@
 """Photos lifted by processes of their own: as many cores or GPUs as there are, and none that dies takes the run along.
 
-A worker is this interpreter, started anew; it loads the pipeline and then lifts one photo after the other. Tasks and
-results go through its standard input and output as pickles, between one user's own processes. A worker ends when its
-input does, so none outlives the run, however that ends.
+A worker is this interpreter, started anew; it loads the pipeline and then lifts one photo after the other. What
+``--max-memory`` allows is shared out among the workers of a machine or device; where a share does not suffice, there
+are fewer of them. Tasks and results go through a worker's standard input and output as pickles, between one user's own
+processes. A worker ends when its input does, so none outlives the run, however that ends.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import IO, Any
 
-from multiview.errors import TriliftError
+from multiview.errors import SettingsError, TriliftError
 
 from .batch import LiftResult, lift_item
 from .lanes import Outcome, Task
 from .recipe import PipeRecipe
-from .settings import LiftSettings
+from .settings import LiftSettings, TooLittleMemoryError, parse_memory
 
 _LENGTH = struct.Struct(">Q")
 _START = "import sys; sys.path[:] = {path!r}; from trilift.workers import serve; serve()"
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 _STARTS = 3  # of a worker that something ends while it loads
+_OWN_BYTES = 170_000_000  # of memory, of the process that hands out the tasks, as measured
 
 
 class Crew:
@@ -44,22 +46,40 @@ class Crew:
         threads: of torch and numpy in each; None shares the cores out.
 
     Attributes:
-        size: how many photos are in hand at most.
+        size: how many photos are in hand at most: as many as there are workers.
     """
 
     def __init__(
         self, loader: Callable[[], Any], settings: LiftSettings, count: int, threads: int | None = None
     ) -> None:
-        self.size = count
         self._loader, self._settings = loader, settings
+        self._workers: list[_Worker | None] = []
+        count = self.size = self._as_many_as_fit(count, threads)
         self._threads_each = threads or max((os.cpu_count() or 1) // count, 1)
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        self._workers: list[_Worker | None] = [None] * count
+        self._workers += [None] * (count - len(self._workers))
         self._killed = False
         self._threads = [threading.Thread(target=self._work, args=(slot,), daemon=True) for slot in range(count)]
         for thread in self._threads:
             thread.start()
+
+    def _as_many_as_fit(self, count: int, threads: int | None) -> int:
+        """How many workers ``--max-memory`` has room for; the first of them is started to find out."""
+        while count > 1 and getattr(self._loader, "max_memory", None) is not None:
+            each = threads or max((os.cpu_count() or 1) // count, 1)
+            first = _Worker(self._loader, self._settings, 0, each, count)
+            try:
+                problem = first.begin()
+            except (OSError, EOFError):
+                first.kill()
+                break  # the first task says what is wrong, or brings it up again
+            if not isinstance(problem, SettingsError):
+                self._workers = [first]
+                break
+            first.kill()
+            count = _fewer(count, problem)
+        return count
 
     def submit(self, task: Task) -> None:
         """Take ``task`` on; the first worker that is free gets it."""
@@ -112,11 +132,20 @@ class Crew:
         try:
             worker = self._workers[slot]
             if worker is None:
-                worker = self._workers[slot] = _Worker(self._loader, self._settings, slot, self._threads_each)
+                worker = self._workers[slot] = _Worker(
+                    self._loader, self._settings, slot, self._threads_each, self.size
+                )  # fmt: skip
             return worker.do(task)
         except Exception as error:
             told = f"a worker process could not be started ({type(error).__name__}: {error}). Try fewer --workers."
             return Outcome(task, error=TriliftError(told))
+
+
+def _fewer(count: int, problem: SettingsError) -> int:
+    """How many workers to try after ``count`` had too little memory each."""
+    needs = problem.needs_bytes if isinstance(problem, TooLittleMemoryError) else 0
+    had = problem.limit_bytes if isinstance(problem, TooLittleMemoryError) else 0
+    return max(min(count * had // needs, count - 1) if needs else count // 2, 1)
 
 
 class WorkerStartError(TriliftError):
@@ -132,10 +161,12 @@ class WorkerStartError(TriliftError):
 
 
 class _Worker:
-    """One process."""
+    """One process, in slot ``slot`` of ``count``."""
 
-    def __init__(self, loader: Callable[[], Any], settings: LiftSettings, slot: int, threads: int) -> None:
-        self._hello: bytes | None = pickle.dumps((loader, settings, slot, threads))
+    def __init__(
+        self, loader: Callable[[], Any], settings: LiftSettings, slot: int, threads: int, count: int = 1
+    ) -> None:
+        self._hello: bytes | None = pickle.dumps((loader, settings, slot, threads, count))
         environment = {**os.environ, **{name: str(threads) for name in _THREAD_VARIABLES}}
         # The output of what it runs goes to our stderr; its own standard output is ours.
         self._process = subprocess.Popen(
@@ -150,11 +181,8 @@ class _Worker:
     def do(self, task: Task) -> Outcome:
         """Have ``task`` done, and wait for it. What keeps a worker from starting is no fault of the photo."""
         try:
-            if self._hello is not None:
-                problem = self._asked(self._hello)
-                self._hello = None
-                if problem is not None:
-                    return Outcome(task, error=problem)
+            if (problem := self.begin()) is not None:
+                return Outcome(task, error=problem)
         except (OSError, EOFError) as error:
             how = self._how_it_ended()
             told = f"a worker process ended while it started ({how})"
@@ -169,6 +197,18 @@ class _Worker:
         if isinstance(answer, LiftResult):
             return Outcome(task, replace(answer, attempt=task.attempt))
         return Outcome(task, error=answer)
+
+    def begin(self) -> Exception | None:
+        """Wait until it has loaded the pipeline, unless it has; what keeps it from that.
+
+        Raises:
+            OSError, EOFError: it ended.
+        """
+        problem: Exception | None = None
+        if self._hello is not None:
+            problem = self._asked(self._hello)
+            self._hello = None
+        return problem
 
     def _asked(self, message: bytes) -> Any:
         """Send a message, and wait for its answer."""
@@ -232,11 +272,11 @@ def serve() -> None:
     os.dup2(2, 1)  # whatever prints must not get between the answers
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(os.fdopen(os.dup(0), "rb"), inbox), daemon=True).start()
-    loader, settings, slot, threads = pickle.loads(inbox.get())
+    loader, settings, slot, threads, count = pickle.loads(inbox.get())
     pipe: Any = None
     problem: Exception | None = None
     try:
-        pipe = _load(loader, slot, threads)
+        pipe = _load(loader, slot, threads, count)
         if hasattr(pipe, "check"):
             pipe.check(settings)
     except Exception as error:
@@ -263,15 +303,23 @@ def _listen(pipe: IO[bytes], inbox: queue.SimpleQueue[bytes]) -> None:
             os._exit(0)
 
 
-def _load(loader: Callable[[], Any], slot: int, threads: int) -> Any:
-    """The pipeline; where there are several accelerators and none is named, each worker takes the next one."""
+def _load(loader: Callable[[], Any], slot: int, threads: int, count: int) -> Any:
+    """The pipeline; where there are several accelerators and none is named, each worker takes the next one.
+
+    ``max_memory`` is that of the machine or of each accelerator, of which this worker gets its share.
+    """
     if not isinstance(loader, PipeRecipe):
         return loader()
     import torch
 
     torch.set_num_threads(threads)
+    sharing, own = count, _OWN_BYTES
     if loader.device == "auto" and torch.accelerator.is_available():
-        kind, count = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
-        if kind is not None and count > 1:
-            loader = loader.on(f"{kind.type}:{slot % count}")
+        kind, devices = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
+        own = 0
+        if kind is not None and devices > 1:
+            loader = loader.on(f"{kind.type}:{slot % devices}")
+            sharing = -(-count // devices)
+    if loader.max_memory is not None:
+        loader = replace(loader, max_memory=max((parse_memory(loader.max_memory) - own) // sharing, 1))
     return loader()

@@ -333,6 +333,21 @@ def test_bf16_planes_stay_within_two_percent() -> None:
     assert 0 < ((near - right).square().mean() / right.square().mean()).sqrt() < 0.02
 
 
+@torch.no_grad()
+def test_what_a_camera_does_to_the_norms_is_kept_for_that_camera() -> None:
+    network = small_copy(SEPARATE).network
+    cameras, image = camera_numbers(SEPARATE, 1), picture()
+    other = cameras + 0.25
+    # Two cameras at once are told one by one: nothing of them is kept or folded.
+    both = network(torch.cat([image, image]), torch.cat([cameras, other]))
+    assert float((both[0] - both[1]).abs().max()) > NOTICED
+    for one, expected in ((cameras, both[:1]), (cameras, both[:1]), (other, both[1:]), (cameras, both[:1])):
+        torch.testing.assert_close(network(image, one), expected, atol=1e-5, rtol=1e-5)
+    assert network.condition(cameras) is network.condition(cameras.clone())
+    network.camera.mix.weight.mul_(1.5)
+    assert float((network(image, cameras) - both[:1]).abs().max()) > NOTICED
+
+
 # Where the field stands
 
 

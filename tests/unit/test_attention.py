@@ -120,6 +120,28 @@ def test_bf16_keys_with_a_large_common_part_keep_their_digits() -> None:
     assert error < 0.003 < plain_error
 
 
+@pytest.mark.parametrize("largest", [30.0, 60.0, 300.0], ids=["in-range", "near-its-end", "out-of-it"])
+def test_bf16_scores_of_any_size_give_weights(largest: float) -> None:
+    # Two keys with scores of +-largest, and a third whose score of 0 lies between: all weight falls on the first or,
+    # for the second query, on the second. In bf16 2 ** (300 * 1.44) is no number; 2 ** (60 * 1.44) is one, but large.
+    key = torch.tensor([[[[1.0, 0], [-1.0, 0], [0, 0]]]]).bfloat16()
+    query = (torch.tensor([[[[1.0, 0], [-1.0, 0], [0, 0]]]]) * largest * math.sqrt(2)).bfloat16()
+    value = torch.tensor([[[[8.0, 1], [16.0, 2], [32.0, 3]]]]).bfloat16()
+    with torch.no_grad():
+        found = attend(query, key, value)[0, 0].float()
+    mean = [56 / 3, 2.0]  # a query of zeros looks at all three alike
+    torch.testing.assert_close(found, torch.tensor([[8.0, 1], [16.0, 2], mean]), rtol=2**-7, atol=0)
+
+
+def test_bf16_without_numbers_says_so() -> None:
+    query, key, value = (x.bfloat16() for x in random_heads(5, 7, 7))
+    query[0, 1, 2] = math.nan
+    with torch.no_grad():
+        found = attend(query, key, value)
+    wrong = found.isnan().all(-1)
+    assert wrong[0, 1, 2] and int(wrong.sum()) == 1  # of the others, even of that head, nothing is lost
+
+
 def test_bf16_heads_lie_as_joining_wants_them() -> None:
     with torch.no_grad():
         found = attend(*(x.bfloat16() for x in random_heads(5, 6, 6)))

@@ -313,6 +313,65 @@ def test_a_result_never_replaces_its_own_photo(tmp_path):
     assert photo.read_bytes() == b"input.png"
 
 
+@pytest.mark.parametrize(
+    ("wanted", "others", "tried"),
+    [(128, True, [128, 128]), (256, True, [256, 256, 128]), (128, False, [128, 64])],
+    ids=["suffices-then", "made-smaller-then", "there-were-none"],
+)
+def test_what_fails_among_others_is_tried_once_more_when_they_have_gone(tmp_path, wanted, others, tried):
+    """Memory suffices for 64 samples, and for 128 when others have gone."""
+    from trilift.batch import lift_item
+    from trilift.sources import PhotoItem
+
+    touch(tmp_path / "a.png")
+    pipe, asked, most = StubPipe(), [], [64]
+
+    def lift(photo, settings, *rest, **options):
+        asked.append(settings.resolution)
+        if settings.resolution > most[-1]:
+            raise MemoryError("no room")
+        return pipe(photo, settings, *rest, **options)
+
+    def make_room():
+        most.append(128 if others else 64)
+        return others
+
+    item, settings = PhotoItem("a.png", "a", path=str(tmp_path / "a.png")), SETTINGS.replaced(resolution=wanted)
+    made = lift_item(
+        _Calls(pipe, lift), item, tmp_path / "out", settings, tmp_path / "s", make_room=make_room
+    )  # fmt: skip
+    assert made.status == "done" and asked == tried and len(most) == 2
+    assert made.lowered == ({} if tried[-1] == wanted else {"resolution": tried[-1]})
+
+
+class _Calls:
+    """A pipeline that is called in another way."""
+
+    def __init__(self, pipe, call):
+        self._pipe, self._call = pipe, call
+
+    def __call__(self, *given, **options):
+        return self._call(*given, **options)
+
+    def __getattr__(self, name):
+        return getattr(self._pipe, name)
+
+
+def test_memory_that_runs_out_while_a_photo_is_read_costs_that_photo_alone(tmp_path, monkeypatch):
+    from trilift import batch
+    from trilift.sources import PhotoItem
+
+    def no_room(path):
+        raise MemoryError("no room")
+
+    touch(tmp_path / "a.png")
+    monkeypatch.setattr(batch, "_sha256", no_room)
+    item = PhotoItem("a.png", "a", path=str(tmp_path / "a.png"))
+    result = batch.lift_item(StubPipe(), item, tmp_path / "out", SETTINGS, tmp_path / "s")
+    assert (result.status, result.cause) == ("failed", "memory")
+    assert "a.png: not enough memory to read it" in str(result.error)
+
+
 def test_a_lift_may_begin_at_half_the_resolution(tmp_path):
     """What is tried a third time, after the system had ended its process twice."""
     from trilift.batch import lift_item

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import time
@@ -16,11 +17,12 @@ import torch
 from lrm.tiny import TinyConfig, TinyLRM
 from multiview.errors import FieldError, SettingsError, WeightsError
 from tests.fakes import FakeModel, draw_photo
+from trilift import workers
 from trilift.batch import LiftResult
 from trilift.batching import BatchingModel, BatchingViewsModel, batching
 from trilift.lanes import Lanes, Line, Task
 from trilift.recipe import PipeRecipe, is_out_of_memory, without_networks
-from trilift.settings import LiftSettings
+from trilift.settings import LiftSettings, TooLittleMemoryError
 from trilift.sources import PhotoItem
 
 # Lanes
@@ -60,7 +62,7 @@ def test_stages_overlap_and_results_come_in_order(tmp_path):
     most_at_once, most_of_one = 0, dict.fromkeys(("load", "network", "mesh", "write"), 0)
     guard = threading.Lock()
 
-    def lift(pipe, item, folder, settings, scratch, *, halvings, on_stage):
+    def lift(pipe, item, folder, settings, scratch, *, halvings, on_stage, make_room):
         nonlocal most_at_once
         for stage in ("load", "network", "mesh", "write"):
             on_stage(stage)
@@ -97,6 +99,112 @@ def test_an_error_that_is_none_of_the_photos_comes_out(tmp_path):
     lanes.close()
     assert isinstance(outcomes[1].error, KeyboardInterrupt) and outcomes[1].result is None
     assert outcomes[2].result is not None and outcomes[2].error is None
+
+
+def test_memory_is_shared_out_among_workers_and_there_are_fewer_where_it_does_not_suffice(monkeypatch):
+    """A worker needs 300 bytes, and the process that hands out the tasks 10: two of them fit into 700, not three."""
+    monkeypatch.setattr(workers, "_OWN_BYTES", 10)
+    begun: list[tuple[int, int]] = []
+
+    class Process:
+        def __init__(self, loader, settings, slot, threads, count=1):
+            self.loader, self.slot, self.count = loader, slot, count
+
+        def begin(self):
+            asked: list[int] = []
+            monkeypatch.setattr(PipeRecipe, "__call__", lambda recipe: asked.append(recipe.max_memory))
+            workers._load(self.loader, self.slot, 1, self.count)
+            begun.append((self.count, asked[0]))
+            return TooLittleMemoryError("too little", asked[0], 300) if asked[0] < 300 else None
+
+        def kill(self):
+            pass
+
+        def finish(self):
+            pass
+
+    monkeypatch.setattr(workers, "_Worker", Process)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    for asked, fit in ((3, 2), (8, 2), (2, 2), (1, 1)):
+        begun.clear()
+        crew = workers.Crew(PipeRecipe(device="cpu", max_memory=700), LiftSettings(), asked)
+        crew.close()
+        assert crew.size == fit and (not begun or begun[-1] == (2, 345))
+    crew = workers.Crew(PipeRecipe(device="cpu"), LiftSettings(), 4)
+    crew.close()
+    assert crew.size == 4  # without a limit none is asked
+    assert workers._fewer(5, SettingsError("a generator does not fit")) == 2
+
+
+def test_memory_that_runs_out_among_others_suffices_alone(tmp_path):
+    """Photo 2 needs all of the memory: the others go on to their end, none begins, and it is lifted as it was asked."""
+    under_way: set[str] = set()
+    beside: dict[str, list[int]] = {}
+    guard = threading.Lock()
+
+    def lift(pipe, item, folder, settings, scratch, *, halvings, on_stage, make_room):
+        with guard:
+            under_way.add(item.source)
+        for stage in ("load", "network", "mesh"):
+            on_stage(stage)
+            time.sleep(0.01)
+        if item.source == "2.png":
+            make_room()
+            with guard:
+                beside[item.source] = [len(under_way) - 1]
+            on_stage("load")
+            time.sleep(0.05)
+            with guard:
+                beside[item.source].append(len(under_way) - 1)
+        on_stage("write")
+        with guard:
+            under_way.discard(item.source)
+        return LiftResult(item.source, "done", 0.0)
+
+    lanes = Lanes(SimpleNamespace(), lift=lift)  # type: ignore[arg-type]
+    for task in tasks(8, tmp_path):
+        lanes.submit(task)
+    outcomes = [lanes.take(10) for _ in range(8)]
+    lanes.close()
+    assert beside == {"2.png": [0, 0]}
+    assert sorted(o.task.number for o in outcomes if o is not None and o.result is not None) == list(range(8))
+
+
+def test_two_that_ran_out_take_turns_and_fewer_are_under_way_afterwards():
+    line, order = Line((1, 1, 2, 1), most=4), []
+    for number in range(4):
+        line.join(number)
+    for number, station in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)):
+        assert line.enter(number, station) < 1
+
+    def ran_out(number: int) -> None:
+        assert line.be_alone(number)
+        order.append(number)
+        time.sleep(0.02)
+        order.append(number)
+        line.leave(number)
+
+    threads = [threading.Thread(target=ran_out, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.02)
+    assert order == []  # number 2 is under way
+    line.enter(2, 1)
+    line.leave(2)
+    for thread in threads:
+        thread.join()
+    assert order in ([0, 0, 1, 1], [1, 1, 0, 0])
+    line.join(4)
+    line.enter(3, 0)
+    line.enter(3, 1)
+    begun: list[float] = []
+    waiter = threading.Thread(target=lambda: begun.append(line.enter(4, 0)))
+    waiter.start()
+    time.sleep(0.03)
+    assert not begun  # three were under way, then one: there is room for one
+    line.leave(3)
+    waiter.join(5)
+    assert begun[0] > 0.01
 
 
 # Batches
@@ -211,6 +319,9 @@ def test_words_for_memory():
     words = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
     assert is_out_of_memory(RuntimeError(words)) and not is_out_of_memory(RuntimeError("shapes differ"))
     assert not is_out_of_memory(ValueError("out of memory"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"))
+    assert is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
+    assert not is_out_of_memory(OSError(errno.ENOENT, "No such file"))
 
 
 def test_a_finished_run_is_known_without_loading_the_network(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from lrm.blocks import (
     BlockConfig,
     DecoderBlock,
     GegluMlp,
+    GeluMlp,
     Linear,
     ModulatedNorm,
     PlaneUpsampler,
@@ -80,6 +81,34 @@ def test_a_modulated_norm_shifts_by_the_first_half_and_scales_by_the_second() ->
     # LN of (0, 2) is (-1, 1): -1 * (1 + 1) + 10 and 1 * (1 + 2) + 20.
     assert norm(torch.tensor([[[0.0, 2.0]]]), torch.zeros(1, 1)).flatten().tolist() == pytest.approx([8, 23], abs=1e-4)
     assert ModulatedNorm(2, 1e-6)(torch.tensor([[[0.0, 2.0]]])).flatten().tolist() == pytest.approx([-1, 1], abs=1e-4)
+
+
+def test_a_norm_of_one_condition_is_folded_and_follows_its_weights() -> None:
+    norm = ModulatedNorm(8, 1e-6, condition_width=3)
+    x, first, second = torch.randn(1, 5, 8), torch.randn(1, 3), torch.randn(1, 3)
+
+    def plain(condition: torch.Tensor) -> torch.Tensor:
+        return norm(torch.cat([x, x]), torch.cat([condition, condition]))[:1]  # two conditions are not folded
+
+    for condition in (first, first, second, first):
+        torch.testing.assert_close(norm(x, condition), plain(condition), atol=1e-5, rtol=1e-5)
+    assert norm.modulation is not None
+    for parameter in (norm.weight, norm.modulation.weight):
+        before = norm(x, first)
+        parameter.mul_(1.5)
+        assert float((norm(x, first) - before).abs().max()) > 0.01
+        torch.testing.assert_close(norm(x, first), plain(first), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [GeluMlp, GegluMlp])
+def test_rows_go_through_an_mlp_in_parts(kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    x, mlp = torch.randn(2, 7, 16), kind(16, 64)
+    whole = mlp(x)
+    seen: list[int] = []
+    mlp.shrink.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    monkeypatch.setattr(lrm.blocks, "_MLP_ROWS", 4)
+    torch.testing.assert_close(mlp(x), whole, atol=1e-6, rtol=1e-6)
+    assert seen == [4, 4, 4, 2]
 
 
 def test_the_upsampler_is_a_transposed_convolution_of_each_plane() -> None:

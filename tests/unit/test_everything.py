@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from benchmarks.machine import Machine
 from benchmarks.memory import working_bytes
 from benchmarks.plot import chart, page
 from lrm.field import FunctionField
+from multiview.attention import attend
 
 MACHINE = Machine(fp32=1e11, bf16=4e11, copied=1e10, cpus=2, threads=1, torch="2", python="3.11")
 
@@ -27,6 +29,9 @@ def test_floors_are_operations_and_bytes_at_the_machines_rates() -> None:
     # A product of (3, 5) and (5, 7) is 3 * 5 * 7 multiplications with their additions.
     a, b = torch.ones(3, 5), torch.ones(5, 7)
     assert counted_flop(lambda: a @ b) == 210
+    # Attention of 6 queries to 8 keys in 2 heads of 4 numbers: scores and answers, 2 * 6 * 8 * 4 of each a head.
+    query, key = torch.ones(1, 2, 6, 4), torch.ones(1, 2, 8, 4)
+    assert counted_flop(lambda: attend(query, key, key)) == 2 * 2 * (2 * 6 * 8 * 4)
 
 
 def test_ratios_are_of_the_same_turn() -> None:
@@ -81,7 +86,7 @@ def test_unknown_names_and_parts_are_refused(capsys: pytest.CaptureFixture[str])
     assert front.main(["nothing"]) == 2 and "all," in capsys.readouterr().err
     with pytest.raises(SystemExit):
         everything.main(["--only", "lifts"])
-    assert "expected parts of lift, extraction, networks" in capsys.readouterr().err
+    assert "expected parts of lift, extraction, triposr, networks" in capsys.readouterr().err
     assert set(PARTS) == set(everything._TABLES)
 
 
@@ -97,3 +102,35 @@ def test_charts_are_pictures_with_a_point_for_each_figure(tmp_path: Path) -> Non
     grown = {name: [[1, 0.1], [2, 0.2]] for name in ("resolution", "resolution_dense", "faces", "views", "batch")}
     everything.write_plot(tmp_path / "growth.svg", grown)
     assert len(ET.parse(tmp_path / "growth.svg").getroot().findall(f".//{space}polyline")) == 5
+
+
+def test_every_command_that_the_readme_names_is_there() -> None:
+    text = (Path(front.__file__).parents[1] / "README.md").read_text("utf-8")
+    named = re.findall(r"python -m benchmarks(?: ([a-z]+))?(?: --only ([a-z,]+))?", text)
+    assert len(named) >= 5
+    for name, parts in named:
+        assert not name or name in front.names()
+        assert not parts or set(parts.split(",")) <= set(PARTS)
+
+
+def test_tables_say_what_was_measured() -> None:
+    stages = [{"stage": name, "wall": 1.5, "cpu": 2.0, "peak_mib": 900.0, "anonymous_mib": 700.0} for name in "ab"]
+    stages.append({"stage": "decoder", "wall": 6.0, "cpu": 9.0, "peak_mib": 1500.0, "anonymous_mib": 1300.0})
+    ours = everything._whole_lift({"stages": stages, "tflop": 3.0, "tflop_per_s": 0.75})
+    assert (ours["wall"], ours["cpu"], ours["network"], ours["floor"], ours["own_mib"]) == (9.0, 13.0, 6.0, 4.0, 1300.0)
+    part = {
+        "bf16": [ours, ours], "fp32": {**ours, "wall": 20.0}, "plain": {**ours, "wall": 36.0},
+        "ratio_wall": spread([4.0, 4.0]), "ratio_cpu": spread([1.0, 1.0]), "network_over_floor": spread([1.5, 1.5]),
+    }  # fmt: skip
+    told = everything._triposr_table(part)
+    assert "bf16 network 1.5 (1.5 to 1.5) times its floor of 4.00 s" in told and "decoder 6.00" in told
+    assert [line.split()[:2] for line in told.split("\n")[1:5]] == [
+        ["bf16", "9.00"], ["bf16", "9.00"], ["fp32", "20.00"], ["plain", "36.00"],
+    ]  # fmt: skip
+    alone = [{"resolution": n, "wall": 0.5, "peak_mib": 300.0} for n in (128, 256)]
+    grown = {"batch": [[1, 0.25]], "extraction": {"alone": alone, "exponents": {"wall": 1.4}}}
+    told = everything._growth_table(grown)
+    assert "1: 0.25 s" in told and "128: 0.50 s, 300 MiB  256: 0.50 s, 300 MiB; samples to the power 1.40" in told
+    over = {"done": 4, "folder_run_s": 8.0, "over_network_and_meshing": 1.25, "over_bare_lifts": 0.9}
+    told = everything._folder_table({"overlap": over, "workers": {"ratio": 1.875, "photos_per_s_by_two": 0.5}})
+    assert "4 photos 8.0 s, 1.25 times network and meshing" in told and "1.88 times as many photos as one" in told

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +15,8 @@ from PIL import Image
 from multiview.errors import MeshError, SettingsError
 from trilift import ImageTo3D, LiftSettings, memory, pipeline
 from trilift.lanes import Lanes
-from trilift.memory import CHUNKS, Memory, dtype_within, left_for_generator, memory_of, network_bytes
+from trilift.memory import CHUNKS, Crowd, Memory, dtype_within, left_for_generator, memory_of, network_bytes
+from trilift.settings import TooLittleMemoryError
 
 NOWHERE = torch.device("meta")  # not the CPU, and always there
 TOO_MUCH = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes")
@@ -43,6 +46,16 @@ def test_a_plan_takes_as_many_points_as_fit() -> None:
     assert Memory(limit=411_100, held=500).plan(100) == memory.LiftPlan(4096, 411_100)
     # On an accelerator the surface is not there, but the field goes through all points at once.
     assert Memory(limit=1_638_900, device=NOWHERE, held=500).plan(4096) == memory.LiftPlan(16_384, 1_638_900)
+
+
+@pytest.mark.usefixtures("plain_numbers")
+def test_a_baked_texture_is_planned_for() -> None:
+    assert LiftSettings().texels == 0 and LiftSettings(texture="baked", texture_size=512).texels == 512**2
+    # 500 held, 1000 for libraries, 40,960 and 20,000 for the surface, and 100 for each of 20,000 texels.
+    room = Memory(limit=2_100_000, held=500)
+    assert room.plan(100, texels=20_000) == memory.LiftPlan(4096, 2_062_460)
+    with pytest.raises(SettingsError, match=r"needs about 0\.00306 GB"):
+        room.begun(100, 30_000)
 
 
 @pytest.mark.usefixtures("plain_numbers")
@@ -201,8 +214,56 @@ def test_too_small_a_limit_is_refused_before_any_photo_is_looked_at() -> None:
         pipe.check(LiftSettings(resolution=24))
 
 
-def test_folder_runs_lift_one_photo_at_a_time_within_a_limit() -> None:
-    for limit, several in ((None, True), (10**9, False)):
-        lanes = Lanes(SimpleNamespace(memory=Memory(limit=limit)))  # type: ignore[arg-type]
-        assert (lanes.size > 1) == several
+@pytest.mark.usefixtures("plain_numbers")
+def test_a_folder_has_as_many_photos_on_their_way_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """500 held, 1000 for libraries, 300 for the network, 20,000 a surface, 7 for each photo but the first."""
+    monkeypatch.setattr(memory, "_PHOTO_BYTES", 7)
+    usual = Crowd(5, 1, 2)
+    assert usual.smaller() == [Crowd(5, 1, 2), Crowd(5, 1, 1), Crowd(3, 1, 1), Crowd(1, 1, 1)]
+
+    def plan(limit: int) -> memory.LiftPlan:
+        return Memory(limit=limit, held=500, network=300).plan(100, usual.smaller())
+
+    # With 4096 points 40,960 for them in a surface, 409,600 for the comparison's samples.
+    two_meshed = 1500 + 300 + 2 * (40_960 + 20_000) + 409_600 + 4 * 7
+    assert plan(two_meshed) == memory.LiftPlan(4096, two_meshed, Crowd(5, 1, 2))
+    one_meshed = two_meshed - 60_960
+    assert plan(two_meshed - 1) == memory.LiftPlan(4096, one_meshed, Crowd(5, 1, 1))
+    assert plan(one_meshed - 1) == memory.LiftPlan(4096, one_meshed - 2 * 7, Crowd(3, 1, 1))
+    assert plan(one_meshed - 15).crowd == Crowd(1, 1, 1)  # alone it takes what its largest stage does
+    assert plan(411_100) == memory.LiftPlan(4096, 411_100, Crowd(1, 1, 1))
+    with pytest.raises(TooLittleMemoryError) as raised:
+        plan(411_099)
+    assert (raised.value.limit_bytes, raised.value.needs_bytes) == (411_099, 411_100)
+    again = pickle.loads(pickle.dumps(raised.value))  # workers send it
+    assert str(again) == str(raised.value) and (again.limit_bytes, again.needs_bytes) == (411_099, 411_100)
+
+
+@pytest.mark.usefixtures("plain_numbers")
+def test_on_an_accelerator_batches_are_planned() -> None:
+    tries = Crowd(12, 8, 2).smaller()
+    assert [c.batch for c in tries] == [8, 4, 2, 1, 1, 1, 1] and [c.photos for c in tries] == [12, 8, 6, 5, 5, 3, 1]
+    # 500 held, 1,000,000 a picture in the network, 100 a point: 409,600 with 4096.
+    room = Memory(limit=2_000_500 + 819_200, device=NOWHERE, held=500, network=1_000_000)
+    assert room.plan(64, tries) == memory.LiftPlan(4096, 2_819_700, Crowd(6, 2, 2))
+
+
+def test_folder_runs_do_as_planned() -> None:
+    for limit, photos, chunk_size in ((None, 5, CHUNKS[0]), (2 * 10**9, 5, CHUNKS[0]), (450_000_000, 1, CHUNKS[0])):
+        pipe: Any = SimpleNamespace(memory=Memory(limit=limit, held=200_000_000, network=40_000_000), device="cpu")
+        lanes = Lanes(pipe, settings=LiftSettings(resolution=64))
+        assert lanes.size == photos and (lanes.plan is None) == (limit is None)
+        assert lanes.plan is None or lanes.plan.chunk_size == chunk_size
         lanes.close()
+    assert lanes.plan is not None
+    assert lanes.plan.told(450_000_000).startswith("--max-memory 0.45 GB: one photo at a time, 262144 points per pass")
+
+
+def test_lifts_of_a_folder_plan_for_all_that_are_on_their_way() -> None:
+    alone = Memory(limit=700_000_000, held=200_000_000, network=40_000_000)
+    assert alone.begun(64).chunk_size == CHUNKS[0]
+    together = replace(alone, crowd=Crowd(5, 1, 2)).begun(64)
+    assert together.chunk_size < CHUNKS[0]
+    assert together.as_record() == {
+        "limit_bytes": 700_000_000, "points_per_pass": together.chunk_size, "photos_at_once": 5,
+    }  # fmt: skip
