@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -90,16 +90,33 @@ def in_threads(function: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) ->
     count = torch.get_num_threads()
     if count == 1:
         return torch.cat([function(part) for part in parts])
-    # Threads begin with gradients, whatever their caller has.
+    # Threads begin with gradients and without autocast, whatever their caller has.
     gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    cast, to = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
 
     def as_called(work: Callable[..., Tensor], argument: Any) -> Tensor:
-        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+        with (
+            torch.inference_mode(inference),
+            torch.set_grad_enabled(gradients),
+            torch.autocast("cpu", to, enabled=cast),
+        ):
             return work(argument)
 
-    threads = _threads(count, os.getpid())
-    found = list(threads.map(partial(as_called, function), parts))
-    return threads.submit(as_called, torch.cat, found).result()
+    try:
+        threads = _threads(count, os.getpid())
+        work = [threads.submit(as_called, function, part) for part in parts]
+    except RuntimeError:  # no thread can begin: the interpreter's main thread is done already, or there are too many
+        return torch.cat([function(part) for part in parts])
+    try:
+        found = [one.result() for one in work]
+    finally:
+        for one in work:
+            one.cancel()
+    try:
+        joined = threads.submit(as_called, torch.cat, found)
+    except RuntimeError:
+        return torch.cat(found)
+    return joined.result()
 
 
 @cache
@@ -116,10 +133,15 @@ def _threads(count: int, process: int) -> ThreadPoolExecutor:
         ready.wait()
 
     threads = ThreadPoolExecutor(workers, "trilift-blocks", begin)
-    for _ in range(workers):
-        threads.submit(int)
-    ready.wait()
-    torch.set_num_threads(count)  # for threads that begin later
+    try:
+        for _ in range(workers):
+            threads.submit(int)
+        ready.wait()
+    except BaseException:
+        ready.abort()  # those that began would wait for ever, and Python for them
+        raise
+    finally:
+        torch.set_num_threads(count)  # for threads that begin later
     return threads
 
 
@@ -176,7 +198,11 @@ def use_dtype(network: Network, dtype: torch.dtype) -> Network:
 
 def fingerprints(parameters: Iterable[Tensor]) -> list[Any]:
     """What changes when parameters do: for answers that are kept as long as these stay as they are."""
-    return [(p.untyped_storage()._cdata, p._version, p.dtype, p.device) for p in parameters]
+    # Parameters made in inference mode do not count their changes: they are like nothing, not even themselves.
+    return [
+        (p.untyped_storage()._cdata, object() if p.is_inference() else p._version, p.dtype, p.device)
+        for p in parameters
+    ]
 
 
 def matrix_dtype(network: nn.Module) -> torch.dtype:
@@ -298,10 +324,12 @@ class ModulatedNorm(nn.LayerNorm):
         """
         sources = (self.weight, self.bias, *(() if self.modulation is None else self.modulation.parameters()))
         key = fingerprints(sources)
-        if self._kept is None or self._kept[0] is not condition or self._kept[1] != key:
+        kept = self._kept  # read once: another thread may put its own in between
+        if kept is None or kept[0] is not condition or kept[1] != key:
             shift, scale = self._modulated(condition)[0].chunk(2, -1)
-            self._kept = condition, key, (self.weight * (1 + scale), self.bias * (1 + scale) + shift)
-        return self._kept[2]
+            kept = condition, key, (self.weight * (1 + scale), self.bias * (1 + scale) + shift)
+            self._kept = kept
+        return kept[2]
 
 
 @dataclass(frozen=True)

@@ -502,7 +502,7 @@ def place_with_colors(
         steps: evaluations per vertex, >= 0.
         noise: values at the ends of edges may be off by that, >= 0. A guess from such ends is off by more, for no other
             reason, so that 3 % of an edge's difference will do where ``noise`` is small beside it and the slopes on
-            both sides of the guess agree: the last slope is then right to a third, the vertex to 1 % of the edge.
+            both sides of the guess agree: the last slope is then right to a third, the vertex to 2 % of the edge.
 
     Returns:
         (N, 3) float32 world positions, and (N, K) float32 what was seen no further than 2 % of an edge away, or 3 %

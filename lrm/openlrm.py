@@ -134,9 +134,11 @@ class OpenLRMNetwork(nn.Module):
         if len(cameras) != 1 or cameras.device.type != "cpu" or torch.is_grad_enabled():
             return self.camera(cameras)
         key = fingerprints(self.camera.parameters())
-        if self._told is None or self._told[0] != key or not torch.equal(self._told[1], cameras):
-            self._told = key, cameras.clone(), self.camera(cameras)
-        return self._told[2]
+        told = self._told  # read once: another thread may put its own in between
+        if told is None or told[0] != key or not torch.equal(told[1], cameras):
+            told = key, cameras.clone(), self.camera(cameras)
+            self._told = told
+        return told[2]
 
 
 def camera_numbers(config: OpenLRMConfig, batch: int) -> Tensor:

@@ -173,6 +173,8 @@ def _with_xatlas(
     source = np.frombuffer(done.stdout, np.uint32, count, 24).astype(np.int64)
     new = np.frombuffer(done.stdout, np.uint32, 3 * len(faces), 24 + 4 * count).reshape(-1, 3).astype(np.int32)
     texels = np.frombuffer(done.stdout, np.float32, 2 * count, 24 + 4 * count + 12 * len(faces)).reshape(-1, 2)
+    if not np.isfinite(texels).all():
+        raise MeshError(f"xatlas found no places for {len(faces)} faces, which have no area. Take way='box'.")
     # What it packs comes out a little larger or smaller than was asked for, and rarely square.
     uvs = (texels / max(width, height, 1)).astype(np.float32).clip(0, 1)
     return Unwrapped(source, new, uvs, np.zeros(len(new), np.int32), "xatlas", _covered_share(uvs, new))

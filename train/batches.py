@@ -313,11 +313,14 @@ def random_stretch(inside: Tensor, rng: np.random.Generator, deviation: float) -
         deviation: of the log of the ratio of both; it stays within two of these.
 
     Returns:
-        Factors across and along the picture; 1 and 1 where the object would grow by more than `MOST_GROWTH`.
+        Factors across and along the picture; 1 and 1 where the object would grow by more than `MOST_GROWTH`, or where
+        nothing is inside.
     """
     ratio = float(np.exp(np.clip(rng.normal(scale=deviation), -2 * deviation, 2 * deviation)))
     height, width = (int(inside.any(axis).sum()) for axis in (1, 0))
-    along = max(width, height) / max(ratio * width, height, 1)
+    if not height:  # too thin to fill a pixel, such as a sheet from its edge
+        return 1.0, 1.0
+    along = max(width, height) / max(ratio * width, height)
     return (ratio * along, along) if max(along, ratio * along) <= MOST_GROWTH else (1.0, 1.0)
 
 

@@ -9,6 +9,7 @@ a sun that casts shadows and glints.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import sys
@@ -26,7 +27,6 @@ from .materials import Material, random_material, random_recolor, random_sun, re
 from .objects import TrainingObject, find_meshes, load_object, normalized
 from .points import PointSet
 from .prepare import Prepared, PrepareSettings, pack, rendered
-from .render import pick_renderer
 from .warped import WarpSettings, projected, random_warp
 
 STRETCH = 0.25  # standard deviation of the logarithm of the factor along each axis
@@ -115,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.views, sizes["views"][2], sizes["points"][1], sizes["surface"][1],
         renderer="embree" if args.studio else "auto", channels=9 if args.studio else 7,
     )  # fmt: skip
-    pick_renderer(settings.renderer, settings.device)
+    if args.studio and importlib.util.find_spec("embreex") is None:
+        raise SettingsError("--studio: embree is not installed, which casts its shadows. pip install 'trilift[train]'.")
     rows = {name: row for row, name in enumerate(packed.names)}
     paths = find_meshes(args.objects)[: args.limit]
     if not paths:

@@ -409,6 +409,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "trilift eval") -> int:
         TriliftError: as `evaluate`, or the model cannot be loaded.
     """
     args = build_parser(prog).parse_args(argv)
+    if args.light == "studio" and importlib.util.find_spec("embreex") is None:
+        raise SettingsError(
+            "--studio wants embree. Try pip install 'trilift[train]', or --light, which needs nothing more."
+        )
     protocol = replace(
         protocol_named(args.protocol), light=args.light, mesh_resolution=args.resolution, lpips=args.lpips
     )

@@ -169,7 +169,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     meshes = {path.stem: path for path in find_meshes(args.meshes)} if args.meshes else {}
     settings = RingSettings(args.data, args.model, args.views, args.seed, meshes, args.stretched, args.plain)
-    count = len(PackedData(args.data).names[: args.limit])
+    data = PackedData(args.data)
+    if data.arrays["views"].shape[-1] > 7:
+        raise SettingsError(
+            f"{args.data}: made by train.deform --studio, whose objects cannot be made again here: "
+            "rings would show others. Give a folder of train.prepare, or of train.deform without --studio."
+        )
+    count = len(data.names[: args.limit])
     with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
         made = pool.imap(partial(object_rows, settings=settings), range(count), 4)
         rows, skipped = _write(made, count, settings, args.out)

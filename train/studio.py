@@ -1,4 +1,4 @@
-"""An object as a photograph might show it, for ``trilift eval --light studio``: a pattern, a sun, a pocket camera."""
+"""An object as a photograph might show it, for ``trilift eval --studio``: a pattern, a sun, a pocket camera."""
 
 from __future__ import annotations
 

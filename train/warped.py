@@ -108,13 +108,18 @@ class WarpedData(Drawn):
         settings: how objects are warped.
 
     Raises:
-        SettingsError: no packed data, or none of the meshes is there.
+        SettingsError: no packed data, objects of ``train.deform --studio``, or none of the meshes is there.
     """
 
     def __init__(
         self, folder: str | Path, meshes: str | Path, image_size: int, settings: WarpSettings | None = None
     ) -> None:
         self.packed, self.image_size, self.settings = PackedData(folder), image_size, settings or WarpSettings()
+        if self.packed.arrays["views"].shape[-1] > 7:
+            raise SettingsError(
+                f"{folder}: made by train.deform --studio, so its points are not those of {meshes}. Put the folder of "
+                "train.prepare first in data."
+            )
         self.paths = {path.stem: path for path in find_meshes(meshes)}
         self.rows = [row for row, name in enumerate(self.packed.names) if name in self.paths]
         self._read: dict[int, TrainingObject] = {}

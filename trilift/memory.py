@@ -152,7 +152,7 @@ class Memory:
         raise TooLittleMemoryError(
             f"--max-memory {self.limit / 1e9:.3g} GB: a lift at --resolution {resolution} needs about "
             f"{least / 1e9:.3g} GB on {self.device.type}, {self.held / 1e9:.3g} GB of it for weights and libraries"
-            f"{self._smaller(resolution)}. Give it more, or take a smaller model.",
+            f"{self._smaller(resolution, texels)}. Give it more, or take a smaller model.",
             self.limit,
             least,
         )
@@ -173,12 +173,14 @@ class Memory:
         """What was planned, for ``asset.json``."""
         return {"limit_bytes": self.limit, "points_per_pass": self.chunk_size, "photos_at_once": self.crowd.photos}
 
-    def _smaller(self, resolution: int) -> str:
+    def _smaller(self, resolution: int, texels: int) -> str:
         """Words on the highest resolution that would fit."""
         assert self.limit is not None, "there is something to keep within"
         for smaller in (1024, 512, 256, 128, 64):
-            if smaller < resolution and self.needs_bytes(smaller, CHUNKS[-1]) <= self.limit:
+            if smaller < resolution and self.needs_bytes(smaller, CHUNKS[-1], texels=texels) <= self.limit:
                 return f"; --resolution {smaller} would fit"
+        if texels and self.needs_bytes(resolution, CHUNKS[-1]) <= self.limit:
+            return "; a smaller --texture-size or --texture vertex would fit"
         return ""
 
     def by_points(self, what: str, work: Callable[[int], Made]) -> Made:

@@ -145,6 +145,8 @@ def _within(limit: int, base: int, load_generator: Callable[..., PhotoToViews]) 
     try:
         generator = load_generator(max_memory=limit - base)
     except SettingsError as error:
+        if "--max-memory" not in str(error):
+            raise
         raise SettingsError(f"{error} {taken}") from error
     generator.max_memory = limit  # as it was asked for
     return generator

@@ -68,16 +68,20 @@ class Crew:
         """How many workers ``--max-memory`` has room for; the first of them is started to find out."""
         while count > 1 and getattr(self._loader, "max_memory", None) is not None:
             each = threads or max((os.cpu_count() or 1) // count, 1)
-            first = _Worker(self._loader, self._settings, 0, each, count)
+            first: _Worker | None = None
+            problem: Exception | None
             try:
+                first = _Worker(self._loader, self._settings, 0, each, count)
                 problem = first.begin()
-            except (OSError, EOFError):
-                first.kill()
-                break  # the first task says what is wrong, or brings it up again
-            if not isinstance(problem, SettingsError):
+            except Exception as error:
+                problem = error
+            if problem is None:
                 self._workers = [first]
                 break
-            first.kill()
+            if first is not None:
+                first.kill()
+            if not _is_too_little(problem):
+                break  # the first task says what is wrong, or brings it up again
             count = _fewer(count, problem)
         return count
 
@@ -141,7 +145,13 @@ class Crew:
             return Outcome(task, error=TriliftError(told))
 
 
-def _fewer(count: int, problem: SettingsError) -> int:
+def _is_too_little(problem: Exception) -> bool:
+    """Whether a pipeline was refused for ``--max-memory``, which all such errors name."""
+    too_little = isinstance(problem, SettingsError) and "--max-memory" in str(problem)
+    return too_little or isinstance(problem, TooLittleMemoryError)
+
+
+def _fewer(count: int, problem: Exception) -> int:
     """How many workers to try after ``count`` had too little memory each."""
     needs = problem.needs_bytes if isinstance(problem, TooLittleMemoryError) else 0
     had = problem.limit_bytes if isinstance(problem, TooLittleMemoryError) else 0
@@ -281,6 +291,9 @@ def serve() -> None:
             pipe.check(settings)
     except Exception as error:
         problem = error if isinstance(error, TriliftError) else TriliftError(f"{type(error).__name__}: {error}")
+        if _is_too_little(problem):
+            told = f"That is what is left for a worker ({count} share it, after what the run itself takes)."
+            problem.args = (f"{problem} {told}",)
     _send(answers, pickle.dumps(problem))
     while True:
         task: Task = pickle.loads(inbox.get())
@@ -312,11 +325,12 @@ def _load(loader: Callable[[], Any], slot: int, threads: int, count: int) -> Any
         return loader()
     import torch
 
+    from multiview.devices import on_accelerator, pick_device
+
     torch.set_num_threads(threads)
-    sharing, own = count, _OWN_BYTES
+    sharing, own = count, 0 if on_accelerator(pick_device(loader.device)) else _OWN_BYTES
     if loader.device == "auto" and torch.accelerator.is_available():
         kind, devices = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
-        own = 0
         if kind is not None and devices > 1:
             loader = loader.on(f"{kind.type}:{slot % devices}")
             sharing = -(-count // devices)

@@ -257,7 +257,22 @@ def test_light_and_studio_exclude_each_other(capsys: pytest.CaptureFixture[str])
     assert build_parser("x").parse_args(["data", "-o", "out", "--studio"]).light == "studio"
 
 
+def test_a_picture_with_nothing_solid_is_not_stretched() -> None:
+    nothing = torch.zeros(8, 8, dtype=torch.bool)
+    assert random_stretch(nothing, np.random.default_rng(0), 0.3) == (1.0, 1.0)
+
+
+def test_studio_data_is_refused_where_it_would_be_taken_for_plain(packed: Path, tmp_path: Path) -> None:
+    from train.rings import main as rings
+    from train.warped import WarpedData
+
+    with pytest.raises(SettingsError, match="--studio"):
+        WarpedData(packed / "lit", packed / "meshes", 48)
+    with pytest.raises(SettingsError, match="studio"):
+        rings([str(packed / "lit"), "--meshes", str(packed / "meshes"), "-o", str(tmp_path), "--stretched", "1"])
+
+
 def test_without_embree_the_studio_is_refused(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.render.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(SettingsError, match="embree is not installed"):
         deform([str(packed / "data"), str(packed / "meshes"), "-o", str(tmp_path), "--studio"])

@@ -220,3 +220,19 @@ def test_a_drawing_at_hand_gives_the_same_sights() -> None:
     assert quick.overlap == pytest.approx(plain.overlap, abs=0.003)
     coarse = refine_camera(smaller, matte, rasterize(smaller, view.cameras, 64, 64))  # too coarse: drawn anew
     assert (coarse.scale, coarse.overlap) == (plain.scale, plain.overlap)
+
+
+def test_the_back_of_a_thin_plate_fades_as_it_should() -> None:
+    """Cells that hold front and back of a plate together must not pass for a solution."""
+    import trimesh
+
+    plate = trimesh.creation.box((1.0, 1.0, 0.01)).subdivide_to_size(0.03)
+    mesh = Mesh(np.asarray(plate.vertices), np.asarray(plate.faces), np.full((len(plate.vertices), 3), 0.5))
+    front = (mesh.normals[:, 2] > 0.9).astype(np.float32)
+    values = 0.3 * front[:, None] * np.ones(3, np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lrm.projection._TOLERANCE", 1e-4)
+        exact = carried(mesh, values, front, reach=0.25, rest=np.zeros(3))
+    found = carried(mesh, values, front, reach=0.25, rest=np.zeros(3))
+    assert np.abs(found - exact).max() < 0.02
+    assert exact[mesh.normals[:, 2] < -0.9].mean() < 0.2
